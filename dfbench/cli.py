@@ -1,0 +1,66 @@
+"""What every program shares: option spelling, exit status, one-line errors."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from dfbench.errors import InputError
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """`argparse` that takes `--image-root` for `--image_root`, shows defaults and accepts no abbreviations."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        args = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_underscored(arg) for arg in args], namespace)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the description's line breaks and appends `(default: ...)` where there is one worth showing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def _underscored(arg: str) -> str:
+    name, equals, value = arg.partition("=")
+    return (
+        name.replace("-", "_").replace("__", "--", 1) + equals + value
+        if name.startswith("--") and name != "--"
+        else arg
+    )
+
+
+def positive_int(text: str) -> int:
+    """`argparse` type: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def run(main: Callable[[], None]) -> int:
+    """Run a program and return its exit status: 0 done, 1 failed (one line on stderr), 130 interrupted.
+
+    `argparse` exits with 2 by itself on wrong arguments. Only the user's and the machine's faults (`InputError`, `OSError`)
+    become one line; anything else is our own bug and keeps its traceback.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'operating system'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what was written stays, and the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,82 @@
+"""Decode one image the way the benchmark's own code does, and survive the ones that cannot be."""
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageFile
+
+MAX_PIXELS = 89_478_485
+"""Most pixels an image may claim (Pillow's own warning level, a 256 MiB RGBA bitmap): a bound on what hostile headers cost."""
+
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class ImageError(Exception):
+    """One image cannot be used; the message says why in a few words. The run goes on without it."""
+
+
+@dataclass
+class DecodedImage:
+    """`rgb`: mode RGB, alpha dropped, EXIF orientation ignored, as upstream's `Image.open(path).convert("RGB")` does."""
+
+    rgb: Image.Image
+    truncated: bool
+
+
+def load_image(path: Path, *, strict: bool = False) -> DecodedImage:
+    """Read and decode an image file.
+
+    A truncated file is decoded as far as it goes (the rest is gray), as upstream does; `strict` makes it an error.
+    Raises ImageError if the file is missing, is no image, claims more than MAX_PIXELS, or cannot be decoded.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError("file is missing") from None
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror}") from None
+    if not data:
+        raise ImageError("file is empty")
+    try:
+        return DecodedImage(_decode(data, truncated_too=False), truncated=False)
+    except ImageError:
+        raise
+    except _DECODER_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+    if strict:
+        raise ImageError(f"cannot be decoded whole: {reason}")
+    try:
+        return DecodedImage(_decode(data, truncated_too=True), truncated=True)
+    except _DECODER_ERRORS:
+        raise ImageError(f"cannot be decoded: {reason}") from None
+
+
+def _decode(data: bytes, *, truncated_too: bool) -> Image.Image:
+    previous = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = truncated_too
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f"claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
+            return image.convert("RGB")
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = previous

@@ -1,0 +1,438 @@
+"""The per-image CSV: one row for each image that a detector answered. Write it, resume it, read it, join it.
+
+Columns (`COLUMNS`), UTF-8, comma-separated, one header line:
+
+- `image`: the key, the path in the annotation file (`DFBench/Kolors/000002.jpg`).
+- `label`: A (real), B (fake), empty where unknown.
+- `answer`: the letter of the larger probability; a tie is B.
+- `logit_A`, `logit_B`: float32 logits of the two letters; both empty for a detector that has none.
+- `prob_A`, `prob_B`: softmax of the two, in [0, 1], summing to 1.
+
+An image without an answer has no row here: it stands in `<name>.errors.csv` (`image,error`). `<name>.json` says how the
+file came about. Numbers carry as many digits as float32 needs to be read back exactly.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dfbench.errors import InputError, shorten
+from dfbench.letters import answers, probabilities
+from dfbench.sources import LABELS, category_of, source_of
+
+COLUMNS = ("image", "label", "answer", "logit_A", "logit_B", "prob_A", "prob_B")
+ERROR_COLUMNS = ("image", "error")
+
+UPSTREAM_QWEN = ("image_path", "predicted_reply", "true_label", "logprob_A", "logprob_B", "prob_A", "prob_B")
+UPSTREAM_INTERNVL = ("imgname", "answer", "output", "prob_A", "prob_B")
+"""Upstream's own two shapes. In the second, `answer` is the label."""
+
+_UPSTREAM_MISSING = ("N/A", "", "-1.0", "-1")
+_SUM_TOLERANCE = 1e-4
+"""How far prob_A + prob_B may be from 1: wide enough for files that were rounded to five digits."""
+
+
+@dataclass
+class Detector:
+    """One detector's answers.
+
+    frame: columns image, label, answer (str), logit_A, logit_B (float32, NaN where there are none), prob_A, prob_B (float32),
+        source, category (str); one row an image, in file order.
+    info: the metadata JSON, {} where there is none.
+    num_errors: images without an answer (rows of the errors CSV, or missing values in upstream's shapes).
+    """
+
+    name: str
+    frame: pd.DataFrame
+    path: Path | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+    num_errors: int = 0
+
+
+def errors_path(csv_path: Path) -> Path:
+    """`results/a.csv` -> `results/a.errors.csv`."""
+    return csv_path.with_name(f"{csv_path.stem}.errors.csv")
+
+
+def info_path(csv_path: Path) -> Path:
+    """`results/a.csv` -> `results/a.json`."""
+    return csv_path.with_suffix(".json")
+
+
+# ---------------------------------------------------------------------------------------------------------------- reading
+
+
+def read_detector(path: Path | str) -> Detector:
+    """Read one per-image CSV: ours, or either of upstream's two, told apart by the column names.
+
+    Raises InputError, naming file, row and column, for missing columns, no rows, duplicate keys, a label or answer other than
+    A or B, a value that is no probability, and pairs that do not sum to 1 or contradict the answer.
+    """
+    path = Path(path)
+    table = _read_strings(path)
+    columns = set(table.columns)
+    if columns >= set(COLUMNS):
+        frame, num_errors = _from_ours(table, path), _count_errors(errors_path(path))
+    elif columns >= set(UPSTREAM_QWEN):
+        frame, num_errors = _from_upstream(table, path, image="image_path", label="true_label")
+    elif columns >= set(UPSTREAM_INTERNVL):
+        frame, num_errors = _from_upstream(table, path, image="imgname", label="answer")
+    else:
+        raise InputError(
+            path,
+            found=f"the columns {','.join(table.columns)}",
+            expected=",".join(COLUMNS),
+            remedy="write this file with evaluate_logit.py, or rename its columns",
+        )
+    frame["source"] = frame["image"].map(source_of)
+    frame["category"] = [str(category_of(s, l)) for s, l in zip(frame["source"], frame["label"], strict=True)]
+    return Detector(path.stem, frame, path, read_info(path), num_errors)
+
+
+def read_info(csv_path: Path) -> dict[str, Any]:
+    """The metadata beside a per-image CSV, {} where there is none."""
+    path = info_path(csv_path)
+    if not path.exists():
+        return {}
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            path, found=f"broken JSON ({error})", expected="the metadata of a run", remedy="delete this file"
+        ) from None
+    return info if isinstance(info, dict) else {}
+
+
+def _read_strings(path: Path) -> pd.DataFrame:
+    """The CSV with every cell as a stripped string, and its line number as the index (the header is line 1)."""
+    if path.is_dir() or not path.exists():
+        what = "a folder" if path.is_dir() else "no such file"
+        raise InputError(
+            path, found=what, expected="a per-image CSV", remedy="run evaluate_logit.py first or name another file"
+        )
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            path, found=reason, expected=f"a CSV with {','.join(COLUMNS)}", remedy="write it again"
+        ) from None
+    table.index = pd.RangeIndex(2, len(table) + 2)
+    if table.empty:
+        raise InputError(path, found="no rows", expected="one row an image", remedy="run evaluate_logit.py first")
+    return table
+
+
+def _from_ours(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    frame = pd.DataFrame(
+        {"image": _keys(table["image"], path), "label": _letters(table["label"], path, empty_allowed=True)}
+    )
+    frame["answer"] = _letters(table["answer"], path)
+    for column in ("logit_A", "logit_B"):
+        frame[column] = _numbers(table[column], path, empty_allowed=True)
+    _add_probabilities(frame, table, path)
+    wrong = frame["answer"] != answers(frame[["prob_A", "prob_B"]].to_numpy())
+    if wrong.any():
+        row = wrong.idxmax()
+        pair = f"prob_A {table['prob_A'][row]}, prob_B {table['prob_B'][row]}"
+        raise _bad_cell(
+            path, row, "answer", f"{frame['answer'][row]} with {pair}", "the letter of the larger one, B for a tie"
+        )
+    return frame.reset_index(drop=True)
+
+
+def _from_upstream(table: pd.DataFrame, path: Path, *, image: str, label: str) -> tuple[pd.DataFrame, int]:
+    """Either of upstream's shapes as ours. Its rows without an answer (three spellings, or 0.0 twice) are counted, not kept."""
+    pair = table[["prob_A", "prob_B"]].apply(lambda column: column.str.strip())
+    missing = pair.isin(_UPSTREAM_MISSING).any(axis=1)
+    zeros = pair.apply(pd.to_numeric, errors="coerce").eq(0).all(axis=1)
+    table = table[~(missing | zeros)]
+    if table.empty:
+        raise InputError(
+            path, found="no row with probabilities", expected="one row an image", remedy="score the images again"
+        )
+    frame = pd.DataFrame(
+        {"image": _keys(table[image], path), "label": _letters(table[label], path, empty_allowed=True)}
+    )
+    frame["answer"] = ""
+    frame["logit_A"] = frame["logit_B"] = np.float32(np.nan)
+    _add_probabilities(frame, table, path)
+    frame["answer"] = answers(frame[["prob_A", "prob_B"]].to_numpy())
+    return frame.reset_index(drop=True), int((missing | zeros).sum())
+
+
+def _add_probabilities(frame: pd.DataFrame, table: pd.DataFrame, path: Path) -> None:
+    for column in ("prob_A", "prob_B"):
+        frame[column] = _numbers(table[column], path)
+        outside = ~frame[column].between(0, 1)
+        if outside.any():
+            row = outside.idxmax()
+            raise _bad_cell(path, row, column, table[column][row], "a probability from 0 to 1")
+    off = (frame["prob_A"].astype(np.float64) + frame["prob_B"] - 1).abs() > _SUM_TOLERANCE
+    if off.any():
+        row = off.idxmax()
+        found = f"{table['prob_A'][row]} and {table['prob_B'][row]}"
+        raise _bad_cell(path, row, "prob_A, prob_B", found, "two probabilities that sum to 1")
+
+
+def _keys(column: pd.Series, path: Path) -> pd.Series:
+    empty = column.str.strip() == ""
+    if empty.any():
+        raise _bad_cell(path, empty.idxmax(), str(column.name), "no image", "the image's path as in the annotations")
+    twice = column.duplicated()
+    if twice.any():
+        row = twice.idxmax()
+        first = (column == column[row]).idxmax()
+        raise _bad_cell(path, row, str(column.name), f"{column[row]} again (first in row {first})", "one row an image")
+    return column
+
+
+def _letters(column: pd.Series, path: Path, *, empty_allowed: bool = False) -> pd.Series:
+    letters = column.str.strip()
+    allowed = LABELS + (("",) if empty_allowed else ())
+    wrong = ~letters.isin(allowed)
+    if wrong.any():
+        raise _bad_cell(path, wrong.idxmax(), str(column.name), shorten(column[wrong.idxmax()]), "A (real) or B (fake)")
+    return letters
+
+
+def _numbers(column: pd.Series, path: Path, *, empty_allowed: bool = False) -> pd.Series:
+    numbers = pd.to_numeric(column, errors="coerce").astype(np.float32)
+    wrong = ~np.isfinite(numbers)
+    if empty_allowed:
+        wrong &= column.str.strip() != ""
+    if wrong.any():
+        raise _bad_cell(path, wrong.idxmax(), str(column.name), shorten(column[wrong.idxmax()]), "a number")
+    return numbers
+
+
+def _bad_cell(path: Path, row: int, column: str, found: str, expected: str) -> InputError:
+    return InputError(
+        f"{path}: row {row}, column {column}",
+        found=found,
+        expected=expected,
+        remedy="correct this row or score the image again",
+    )
+
+
+def _count_errors(path: Path) -> int:
+    if not path.exists():
+        return 0
+    with path.open(encoding="utf-8", newline="") as file:
+        return max(0, sum(1 for _ in csv.reader(file)) - 1)
+
+
+def join(detectors: Sequence[Detector], *, partial: bool = False) -> pd.DataFrame:
+    """The images that every detector answered: columns image, label, source, category and `prob_A_i`, `logit_A_i`, `logit_B_i`
+    (float32, i counting the detectors from 0), in the first one's order.
+
+    Labels are taken from whichever file has them. Raises InputError where files disagree about a label, share no image, or
+    (unless `partial`) where one lacks images that another has.
+    """
+    keys = [pd.Index(detector.frame["image"]) for detector in detectors]
+    common, union = keys[0], keys[0]
+    for key in keys[1:]:
+        common, union = common.intersection(key, sort=False), union.union(key, sort=False)
+    names = [str(detector.path or detector.name) for detector in detectors]
+    if len(common) == 0:
+        raise InputError(
+            ", ".join(names),
+            found="no image in common",
+            expected="the same images",
+            remedy="score the same annotations",
+        )
+    if len(common) < len(union) and not partial:
+        lost = "; ".join(
+            f"{name} lacks {len(union) - len(key)}"
+            for name, key in zip(names, keys, strict=True)
+            if len(key) < len(union)
+        )
+        example = next(image for image in union if image not in set(common))
+        raise InputError(
+            ", ".join(names),
+            found=f"different images ({lost} of {len(union)}, such as {example})",
+            expected="the same images in each",
+            remedy="finish the scoring runs, or join what is common with --partial",
+        )
+    order = keys[0][keys[0].isin(common)]
+    joined = pd.DataFrame({"image": order})
+    labels = np.full(len(order), "", dtype=object)
+    for i, detector in enumerate(detectors):
+        rows = detector.frame.set_index("image").loc[order]
+        theirs = rows["label"].to_numpy(dtype=object)
+        clash = (labels != "") & (theirs != "") & (labels != theirs)
+        if clash.any():
+            at = int(clash.argmax())
+            raise InputError(
+                f"{names[i]}: image {order[at]}",
+                found=f"label {theirs[at]}, but {labels[at]} in an earlier file",
+                expected="one label an image",
+                remedy="score the same annotations",
+            )
+        labels = np.where(labels == "", theirs, labels)
+        for column in ("prob_A", "logit_A", "logit_B"):
+            joined[f"{column}_{i}"] = rows[column].to_numpy()
+    joined.insert(1, "label", labels)
+    joined.insert(2, "source", joined["image"].map(source_of))
+    joined.insert(3, "category", [str(category_of(s, l)) for s, l in zip(joined["source"], labels, strict=True)])
+    return joined
+
+
+# ---------------------------------------------------------------------------------------------------------------- writing
+
+
+def format_float(value: float) -> str:
+    """The shortest decimal that reads back as the same float32."""
+    return str(np.float32(value))
+
+
+def format_rows(images: Sequence[str], labels: Sequence[str], logits: np.ndarray) -> list[tuple[str, ...]]:
+    """CSV rows of scored images: logits float32 (N, 2), columns A and B."""
+    pairs = probabilities(logits)
+    cells = [[format_float(value) for value in row] for row in np.concatenate([logits, pairs], axis=1)]
+    return [(i, l, a, *c) for i, l, a, c in zip(images, labels, answers(pairs), cells, strict=True)]
+
+
+def write_detector(path: Path, frame: pd.DataFrame, info: dict[str, Any]) -> None:
+    """Write a whole per-image CSV (the columns of COLUMNS out of `frame`) and its metadata, each put in place at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = frame[list(COLUMNS)].copy()
+    for column in COLUMNS[3:]:
+        table[column] = ["" if np.isnan(value) else format_float(value) for value in table[column]]
+    temporary = path.with_name(path.name + ".tmp")
+    table.to_csv(temporary, index=False, lineterminator="\n")
+    temporary.replace(path)
+    write_json(info_path(path), info)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file, put in place at once: a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+class RecordWriter:
+    """Appends scored images and errors, in annotation order, so that a killed run can go on from what is on the disk.
+
+    Each `write` is one batch. A batch counts as done when every one of its images stands in one of the two files; whatever
+    follows the last whole batch is cut off when the run resumes, and scored again in the same batch as before.
+    """
+
+    def __init__(self, csv_path: Path, batches: Sequence[Sequence[str]], *, overwrite: bool = False) -> None:
+        """batches: the images of each batch, in the order of the run.
+
+        Raises InputError where the files hold images of another run (other annotations or order).
+        """
+        self.csv_path, self.errors_path = csv_path, errors_path(csv_path)
+        csv_path.parent.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            for path in (self.csv_path, self.errors_path, info_path(csv_path)):
+                path.unlink(missing_ok=True)
+        rows, errors = _LineFile(self.csv_path, COLUMNS), _LineFile(self.errors_path, ERROR_COLUMNS)
+        self.num_done_batches = self._settle(rows, errors, batches)
+        self.num_rows, self.num_errors = len(rows.images), len(errors.images)
+        self._rows, self._errors = rows.open(), errors.open()
+
+    @staticmethod
+    def _settle(rows: "_LineFile", errors: "_LineFile", batches: Sequence[Sequence[str]]) -> int:
+        """Cut both files back to the last whole batch; the number of batches that are done."""
+        num_rows = num_errors = done = 0
+        failed = set(errors.images)
+        for batch in batches:
+            in_errors = [image for image in batch if image in failed]
+            in_rows = [image for image in batch if image not in failed]
+            if (
+                rows.images[num_rows : num_rows + len(in_rows)] != in_rows
+                or errors.images[num_errors : num_errors + len(in_errors)] != in_errors
+            ):
+                break
+            num_rows, num_errors, done = num_rows + len(in_rows), num_errors + len(in_errors), done + 1
+        next_batch = set(batches[done]) if done < len(batches) else set()
+        for file, kept in ((rows, num_rows), (errors, num_errors)):
+            strange = [image for image in file.images[kept:] if image not in next_batch]
+            if strange:
+                raise InputError(
+                    f"{file.path}: row {kept + 2 + file.images[kept:].index(strange[0])}",
+                    found=f"image {strange[0]}, where this run has {batches[done][0] if done < len(batches) else 'no more'}",
+                    expected="the beginning of this very run",
+                    remedy="repeat the command that began this file, name another --output_csv, or start over with --overwrite",
+                )
+            file.cut(kept)
+        return done
+
+    def write(self, rows: Iterable[tuple[str, ...]], errors: Iterable[tuple[str, str]]) -> None:
+        """Append one batch: CSV rows (see `format_rows`) and (image, error) pairs."""
+        rows, errors = list(rows), list(errors)
+        self._errors.writerows(errors)
+        self._rows.writerows(rows)
+        self.num_rows += len(rows)
+        self.num_errors += len(errors)
+
+    def close(self) -> None:
+        """Close both files; an errors file without errors is removed."""
+        self._rows.close()
+        self._errors.close()
+        if self.num_errors == 0:
+            self.errors_path.unlink(missing_ok=True)
+
+
+class _LineFile:
+    """One of the two files on the disk: the images of its whole lines and where each line ends."""
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self.path, self.columns = path, columns
+        self.images: list[str] = []
+        self._ends = [0]
+        header = (",".join(columns) + "\n").encode()
+        data = path.read_bytes() if path.exists() else b""
+        if not data.startswith(header):
+            if not header.startswith(data):
+                raise InputError(
+                    path,
+                    found=f"the header {shorten(data.splitlines()[0].decode(errors='replace'))}",
+                    expected=",".join(columns),
+                    remedy="name another --output_csv, or start over with --overwrite",
+                )
+            return
+        self._ends = [len(header)]
+        # Lines are split by hand: a csv reader cannot tell a cut-off last line from a whole one.
+        for line in data[len(header) :].splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break
+            self.images.append(next(csv.reader([line.decode(errors="replace")]))[0])
+            self._ends.append(self._ends[-1] + len(line))
+
+    def cut(self, num_rows: int) -> None:
+        """Keep the first `num_rows` rows only."""
+        del self.images[num_rows:]
+        if self.path.exists():
+            os.truncate(self.path, self._ends[num_rows])
+
+    def open(self) -> "_Appender":
+        return _Appender(self.path, None if self._ends[0] else self.columns)
+
+
+class _Appender:
+    """An open CSV whose every `writerows` reaches the operating system before it returns."""
+
+    def __init__(self, path: Path, header: Sequence[str] | None) -> None:
+        self._file = path.open("a", encoding="utf-8", newline="")
+        self._writer = csv.writer(self._file, lineterminator="\n")
+        if header:
+            self.writerows([header])
+
+    def writerows(self, rows: Iterable[Sequence[str]]) -> None:
+        self._writer.writerows(rows)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
