@@ -1,12 +1,16 @@
 """Annotation files: read every released shape, name what is wrong with a row, write clean ones.
 
-Three shapes are read, as a JSON array (`.json`) or one object a line (`.jsonl`); the content decides, not the extension:
+Three shapes are read, as a JSON array (`.json`) or one object a line (`.jsonl`); the content decides, not the
+extension:
 
-- `{"messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": "B"}], "images": "DFBench/Kolors/1.jpg"}`;
+- `{"messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": "B"}], "images":
+  "DFBench/Kolors/1.jpg"}`;
   `images` may also be a list of one.
-- `{"image": "...", "conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": "B"}]}`; the released files have
+- `{"image": "...", "conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": "B"}]}`; the released
+  files have
   `[{"role": "assistant", "content": "B"}]` in place of the string.
-- InternVL's data-set list, `{"name": {"root": "..", "annotation": "img_test.jsonl", ...}}`: the files it names, one after the other.
+- InternVL's data-set list, `{"name": {"root": "..", "annotation": "img_test.jsonl", ...}}`: the files it names, one
+  after the other.
 
 Both are streamed: a file is never held whole in memory as Python objects.
 """
@@ -48,9 +52,9 @@ class Sample:
 def read_annotations(path: Path | str) -> list[Sample]:
     """All samples of an annotation file, in file order.
 
-    A row that repeats an earlier one (same image, label and question) is dropped. Raises InputError, naming file and row, for
-    a missing or empty file, broken JSON, a row of neither shape, a label other than A or B, and an image that stands in two
-    rows that differ. The first bad row is named, the others counted.
+    A row that repeats an earlier one (same image, label and question) is dropped. Raises InputError, naming file and
+    row, for a missing or empty file, broken JSON, a row of neither shape, a label other than A or B, and an image that
+    stands in two rows that differ. The first bad row is named, the others counted.
     """
     samples, problems = check_annotations(path)
     if problems:
@@ -67,7 +71,7 @@ def read_annotations(path: Path | str) -> list[Sample]:
 
 
 def check_annotations(path: Path | str) -> tuple[list[Sample], list[InputError]]:
-    """(good samples in file order, one InputError for each bad row). Raises InputError where the file itself is unusable."""
+    """(good samples in file order, one InputError for each bad row). Raises InputError where the file is unusable."""
     samples: list[Sample] = []
     problems: list[InputError] = []
     seen: dict[str, tuple[str, Sample]] = {}
@@ -152,7 +156,8 @@ def _bad(where: str, found: str, expected: str) -> InputError:
 
 
 def iter_rows(path: Path | str) -> Iterator[tuple[str, Any]]:
-    """(place, decoded JSON value) of each row, streamed. `place` reads `FILE: row N`, counting from 1 (lines in a `.jsonl`).
+    """(place, decoded JSON value) of each row, streamed. `place` reads `FILE: row N`, counting from 1 (lines in a
+    `.jsonl`).
 
     Raises InputError for a missing file, a file that is not UTF-8 and broken JSON.
     """
@@ -273,8 +278,8 @@ def _broken(where: str, reason: str, text: str) -> InputError:
 def split_validation(samples: Iterable[Sample], fraction: float) -> tuple[list[Sample], list[Sample]]:
     """(training, validation), both in the given order: of each source the `fraction` with the smallest hash of the key.
 
-    The choice depends on the keys alone, so it survives shuffling. Each source with at least two samples keeps one or more
-    for training; a fraction above 0 takes at least one of each such source.
+    The choice depends on the keys alone, so it survives shuffling. Each source with at least two samples keeps one or
+    more for training; a fraction above 0 takes at least one of each such source.
     """
     by_source: dict[str, list[str]] = defaultdict(list)
     samples = list(samples)
@@ -295,7 +300,8 @@ def key_hash(image: str) -> bytes:
 
 
 def write_annotations(samples: Iterable[Sample], path: Path, *, image_root: Path | None = None) -> int:
-    """Write samples as JSON lines in the `messages` shape with plain strings, which ms-swift loads. Returns the row count.
+    """Write samples as JSON lines in the `messages` shape with plain strings, which ms-swift loads. Returns the row
+    count.
 
     With `image_root` the images are written as absolute paths below it; otherwise as their keys.
     """
@@ -303,7 +309,8 @@ def write_annotations(samples: Iterable[Sample], path: Path, *, image_root: Path
     temporary = path.with_name(path.name + ".tmp")
     count = 0
     with temporary.open("w", encoding="utf-8") as file:
-        for count, sample in enumerate(samples, start=1):
+        for sample in samples:
+            count += 1
             image = sample.image if image_root is None else str((image_root / sample.image).absolute())
             messages = [{"role": "user", "content": sample.question}]
             if sample.label:

@@ -48,8 +48,8 @@ def positive_int(text: str) -> int:
 def run(main: Callable[[], None]) -> int:
     """Run a program and return its exit status: 0 done, 1 failed (one line on stderr), 130 interrupted.
 
-    `argparse` exits with 2 by itself on wrong arguments. Only the user's and the machine's faults (`InputError`, `OSError`)
-    become one line; anything else is our own bug and keeps its traceback.
+    `argparse` exits with 2 by itself on wrong arguments. Only the user's and the machine's faults (`InputError`,
+    `OSError`) become one line; anything else is our own bug and keeps its traceback.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:

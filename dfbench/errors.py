@@ -4,8 +4,9 @@
 class InputError(Exception):
     """Something that was handed to us cannot be used: a file, a row, a checkpoint, a combination of options.
 
-    Programs print it as one line and exit with status 1 (see `dfbench.cli.run`); no traceback is shown. The line says where
-    the trouble is (file, then row and column where they apply), what was found, what was expected, and what to do.
+    Programs print it as one line and exit with status 1 (see `dfbench.cli.run`); no traceback is shown. The line says
+    where the trouble is (file, then row and column where they apply), what was found, what was expected, and what to
+    do.
     """
 
     def __init__(self, where: object, *, found: str, expected: str, remedy: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageFile
 
 MAX_PIXELS = 89_478_485
-"""Most pixels an image may claim (Pillow's own warning level, a 256 MiB RGBA bitmap): a bound on what hostile headers cost."""
+"""Most pixels an image may claim: Pillow's own warning level. A bound on what a hostile header costs."""
 
 _DECODER_ERRORS = (
     OSError,
@@ -36,7 +36,7 @@ class ImageError(Exception):
 
 @dataclass
 class DecodedImage:
-    """`rgb`: mode RGB, alpha dropped, EXIF orientation ignored, as upstream's `Image.open(path).convert("RGB")` does."""
+    """`rgb`: mode RGB, alpha dropped, EXIF ignored, as upstream's `Image.open(path).convert("RGB")` does."""
 
     rgb: Image.Image
     truncated: bool

@@ -1,4 +1,6 @@
-"""The per-image CSV: one row for each image that a detector answered. Write it, resume it, read it, join it.
+"""The per-image CSV: one row for each image that a detector answered. Read it, join it, write it whole.
+
+`dfbench.resume` writes it batch by batch.
 
 Columns (`COLUMNS`), UTF-8, comma-separated, one header line:
 
@@ -14,8 +16,7 @@ file came about. Numbers carry as many digits as float32 needs to be read back e
 
 import csv
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ _SUM_TOLERANCE = 1e-4
 class Detector:
     """One detector's answers.
 
-    frame: columns image, label, answer (str), logit_A, logit_B (float32, NaN where there are none), prob_A, prob_B (float32),
+    frame: columns image, label, answer (str), logit_A, logit_B (float32, NaN where there are none), prob_A, prob_B
+        (float32),
         source, category (str); one row an image, in file order.
     info: the metadata JSON, {} where there is none.
     num_errors: images without an answer (rows of the errors CSV, or missing values in upstream's shapes).
@@ -66,14 +68,15 @@ def info_path(csv_path: Path) -> Path:
     return csv_path.with_suffix(".json")
 
 
-# ---------------------------------------------------------------------------------------------------------------- reading
+# ----------------------------------------------------------------------------------------------------------------
+# reading
 
 
 def read_detector(path: Path | str) -> Detector:
     """Read one per-image CSV: ours, or either of upstream's two, told apart by the column names.
 
-    Raises InputError, naming file, row and column, for missing columns, no rows, duplicate keys, a label or answer other than
-    A or B, a value that is no probability, and pairs that do not sum to 1 or contradict the answer.
+    Raises InputError, naming file, row and column, for missing columns, no rows, duplicate keys, a label or answer
+    other than A or B, a value that is no probability, and pairs that do not sum to 1 or contradict the answer.
     """
     path = Path(path)
     table = _read_strings(path)
@@ -92,7 +95,7 @@ def read_detector(path: Path | str) -> Detector:
             remedy="write this file with evaluate_logit.py, or rename its columns",
         )
     frame["source"] = frame["image"].map(source_of)
-    frame["category"] = [str(category_of(s, l)) for s, l in zip(frame["source"], frame["label"], strict=True)]
+    frame["category"] = list(map(category_of, frame["source"], frame["label"]))
     return Detector(path.stem, frame, path, read_info(path), num_errors)
 
 
@@ -149,7 +152,7 @@ def _from_ours(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def _from_upstream(table: pd.DataFrame, path: Path, *, image: str, label: str) -> tuple[pd.DataFrame, int]:
-    """Either of upstream's shapes as ours. Its rows without an answer (three spellings, or 0.0 twice) are counted, not kept."""
+    """Either of upstream's shapes as ours. Rows without an answer (three spellings, or 0.0 twice) are only counted."""
     pair = table[["prob_A", "prob_B"]].apply(lambda column: column.str.strip())
     missing = pair.isin(_UPSTREAM_MISSING).any(axis=1)
     zeros = pair.apply(pd.to_numeric, errors="coerce").eq(0).all(axis=1)
@@ -230,11 +233,11 @@ def _count_errors(path: Path) -> int:
 
 
 def join(detectors: Sequence[Detector], *, partial: bool = False) -> pd.DataFrame:
-    """The images that every detector answered: columns image, label, source, category and `prob_A_i`, `logit_A_i`, `logit_B_i`
-    (float32, i counting the detectors from 0), in the first one's order.
+    """The images that every detector answered: columns image, label, source, category and `prob_A_i`, `logit_A_i`,
+    `logit_B_i` (float32, i counting the detectors from 0), in the first one's order.
 
-    Labels are taken from whichever file has them. Raises InputError where files disagree about a label, share no image, or
-    (unless `partial`) where one lacks images that another has.
+    Labels are taken from whichever file has them. Raises InputError where files disagree about a label, share no image,
+    or (unless `partial`) where one lacks images that another has.
     """
     keys = [pd.Index(detector.frame["image"]) for detector in detectors]
     common, union = keys[0], keys[0]
@@ -281,11 +284,12 @@ def join(detectors: Sequence[Detector], *, partial: bool = False) -> pd.DataFram
             joined[f"{column}_{i}"] = rows[column].to_numpy()
     joined.insert(1, "label", labels)
     joined.insert(2, "source", joined["image"].map(source_of))
-    joined.insert(3, "category", [str(category_of(s, l)) for s, l in zip(joined["source"], labels, strict=True)])
+    joined.insert(3, "category", list(map(category_of, joined["source"], labels)))
     return joined
 
 
-# ---------------------------------------------------------------------------------------------------------------- writing
+# ----------------------------------------------------------------------------------------------------------------
+# writing
 
 
 def format_float(value: float) -> str:
@@ -297,7 +301,7 @@ def format_rows(images: Sequence[str], labels: Sequence[str], logits: np.ndarray
     """CSV rows of scored images: logits float32 (N, 2), columns A and B."""
     pairs = probabilities(logits)
     cells = [[format_float(value) for value in row] for row in np.concatenate([logits, pairs], axis=1)]
-    return [(i, l, a, *c) for i, l, a, c in zip(images, labels, answers(pairs), cells, strict=True)]
+    return [(*row[:3], *row[3]) for row in zip(images, labels, answers(pairs), cells, strict=True)]
 
 
 def write_detector(path: Path, frame: pd.DataFrame, info: dict[str, Any]) -> None:
@@ -318,121 +322,3 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
-
-
-class RecordWriter:
-    """Appends scored images and errors, in annotation order, so that a killed run can go on from what is on the disk.
-
-    Each `write` is one batch. A batch counts as done when every one of its images stands in one of the two files; whatever
-    follows the last whole batch is cut off when the run resumes, and scored again in the same batch as before.
-    """
-
-    def __init__(self, csv_path: Path, batches: Sequence[Sequence[str]], *, overwrite: bool = False) -> None:
-        """batches: the images of each batch, in the order of the run.
-
-        Raises InputError where the files hold images of another run (other annotations or order).
-        """
-        self.csv_path, self.errors_path = csv_path, errors_path(csv_path)
-        csv_path.parent.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            for path in (self.csv_path, self.errors_path, info_path(csv_path)):
-                path.unlink(missing_ok=True)
-        rows, errors = _LineFile(self.csv_path, COLUMNS), _LineFile(self.errors_path, ERROR_COLUMNS)
-        self.num_done_batches = self._settle(rows, errors, batches)
-        self.num_rows, self.num_errors = len(rows.images), len(errors.images)
-        self._rows, self._errors = rows.open(), errors.open()
-
-    @staticmethod
-    def _settle(rows: "_LineFile", errors: "_LineFile", batches: Sequence[Sequence[str]]) -> int:
-        """Cut both files back to the last whole batch; the number of batches that are done."""
-        num_rows = num_errors = done = 0
-        failed = set(errors.images)
-        for batch in batches:
-            in_errors = [image for image in batch if image in failed]
-            in_rows = [image for image in batch if image not in failed]
-            if (
-                rows.images[num_rows : num_rows + len(in_rows)] != in_rows
-                or errors.images[num_errors : num_errors + len(in_errors)] != in_errors
-            ):
-                break
-            num_rows, num_errors, done = num_rows + len(in_rows), num_errors + len(in_errors), done + 1
-        next_batch = set(batches[done]) if done < len(batches) else set()
-        for file, kept in ((rows, num_rows), (errors, num_errors)):
-            strange = [image for image in file.images[kept:] if image not in next_batch]
-            if strange:
-                raise InputError(
-                    f"{file.path}: row {kept + 2 + file.images[kept:].index(strange[0])}",
-                    found=f"image {strange[0]}, where this run has {batches[done][0] if done < len(batches) else 'no more'}",
-                    expected="the beginning of this very run",
-                    remedy="repeat the command that began this file, name another --output_csv, or start over with --overwrite",
-                )
-            file.cut(kept)
-        return done
-
-    def write(self, rows: Iterable[tuple[str, ...]], errors: Iterable[tuple[str, str]]) -> None:
-        """Append one batch: CSV rows (see `format_rows`) and (image, error) pairs."""
-        rows, errors = list(rows), list(errors)
-        self._errors.writerows(errors)
-        self._rows.writerows(rows)
-        self.num_rows += len(rows)
-        self.num_errors += len(errors)
-
-    def close(self) -> None:
-        """Close both files; an errors file without errors is removed."""
-        self._rows.close()
-        self._errors.close()
-        if self.num_errors == 0:
-            self.errors_path.unlink(missing_ok=True)
-
-
-class _LineFile:
-    """One of the two files on the disk: the images of its whole lines and where each line ends."""
-
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self.path, self.columns = path, columns
-        self.images: list[str] = []
-        self._ends = [0]
-        header = (",".join(columns) + "\n").encode()
-        data = path.read_bytes() if path.exists() else b""
-        if not data.startswith(header):
-            if not header.startswith(data):
-                raise InputError(
-                    path,
-                    found=f"the header {shorten(data.splitlines()[0].decode(errors='replace'))}",
-                    expected=",".join(columns),
-                    remedy="name another --output_csv, or start over with --overwrite",
-                )
-            return
-        self._ends = [len(header)]
-        # Lines are split by hand: a csv reader cannot tell a cut-off last line from a whole one.
-        for line in data[len(header) :].splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                break
-            self.images.append(next(csv.reader([line.decode(errors="replace")]))[0])
-            self._ends.append(self._ends[-1] + len(line))
-
-    def cut(self, num_rows: int) -> None:
-        """Keep the first `num_rows` rows only."""
-        del self.images[num_rows:]
-        if self.path.exists():
-            os.truncate(self.path, self._ends[num_rows])
-
-    def open(self) -> "_Appender":
-        return _Appender(self.path, None if self._ends[0] else self.columns)
-
-
-class _Appender:
-    """An open CSV whose every `writerows` reaches the operating system before it returns."""
-
-    def __init__(self, path: Path, header: Sequence[str] | None) -> None:
-        self._file = path.open("a", encoding="utf-8", newline="")
-        self._writer = csv.writer(self._file, lineterminator="\n")
-        if header:
-            self.writerows([header])
-
-    def writerows(self, rows: Iterable[Sequence[str]]) -> None:
-        self._writer.writerows(rows)
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()

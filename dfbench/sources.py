@@ -1,7 +1,7 @@
 """Catalogue of the image sources: the 21 of DFBench and the stand-ins of the demo.
 
-Counts, archives and categories: the data set's page (huggingface.co/datasets/IntMeGroup/DFBench) and the paper's feature
-figure (arXiv:2506.03007).
+Counts, archives and categories: the data set's page (huggingface.co/datasets/IntMeGroup/DFBench) and the paper's
+    feature figure (arXiv:2506.03007).
 """
 
 from dataclasses import dataclass

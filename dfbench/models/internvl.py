@@ -1,0 +1,182 @@
+"""InternVL2.5 and InternVL3 in transformers' native form: prompt and pixels on the CPU, two logits on the GPU.
+
+Two protocols. `upstream` is what DFBench's own code does (its `internvl_chat_deepfake`, conversation `internlm2-chat`):
+the Chinese system text, no newline after `<|im_end|>`, the image resized to a square and cut into 2x2 tiles plus a
+thumbnail. `native` is the checkpoint's own chat template with dynamic tiling, for zero-shot use.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoProcessor, InternVLConfig, InternVLForConditionalGeneration
+
+from dfbench.errors import InputError
+from dfbench.letters import letter_ids
+from dfbench.models.base import Prepared, Prompt, Scorer
+from dfbench.models.packed import Segments, decode_last, two_letter_logits
+
+SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+"""System text of upstream's conversation template `internlm2-chat`; part of what the models were trained on."""
+
+IMAGE_SIDE_IN_TILES = 1024 / 448
+"""Upstream resizes every image to 1024x1024 before it cuts 448-pixel tiles; other tile sizes keep the ratio."""
+
+MAX_TILES = 6
+"""Upstream's `max_dynamic_patch`, without the thumbnail."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+PROTOCOLS = ("upstream", "native")
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What a checkpoint's config says about its prompts."""
+
+    tile: int
+    tokens_per_tile: int
+    starts_with_bos: bool
+
+
+class InternVLPrompt(Prompt):
+    """Builds InternVL's token ids and tiles; small and picklable, so that worker processes can hold it."""
+
+    def __init__(self, checkpoint: Path, protocol: str = "upstream") -> None:
+        self.checkpoint, self.protocol = checkpoint, protocol
+        config = InternVLConfig.from_pretrained(checkpoint)
+        self.processor = AutoProcessor.from_pretrained(checkpoint, backend="pil")
+        self.tokenizer = self.processor.tokenizer
+        tile = config.vision_config.image_size[0]
+        per_side = tile // config.vision_config.patch_size[0] * config.downsample_ratio
+        self.shape = _Shape(tile, round(per_side**2), config.text_config.model_type == "llama")
+        self.image_token_id = config.image_token_id
+        self.max_tiles = MAX_TILES if protocol == "upstream" else self.processor.image_processor.max_patches
+        text = self.text("<image>\n?", num_tiles=1)
+        self.letters = letter_ids(self._encode, text, checkpoint)
+
+    def describe(self) -> dict[str, Any]:
+        side = round(self.shape.tile * IMAGE_SIDE_IN_TILES)
+        return {
+            "protocol": self.protocol,
+            "prompt": self.text("{question}", num_tiles=0),
+            "image": f"RGB, PIL bicubic, {f'{side}x{side}, ' if self.protocol == 'upstream' else ''}"
+            f"{self.shape.tile}-pixel tiles, {self.max_tiles} at most, and a thumbnail",
+        }
+
+    def text(self, question: str, num_tiles: int) -> str:
+        """The whole prompt as text, image tokens written out, up to where the answer begins."""
+        image = "<img>" + "<IMG_CONTEXT>" * (self.shape.tokens_per_tile * num_tiles) + "</img>"
+        if self.protocol == "native":
+            turn = [{"type": "image"}, {"type": "text", "text": question.replace("<image>", "").strip()}]
+            text = self.processor.apply_chat_template([{"role": "user", "content": turn}], add_generation_prompt=True)
+            return text.replace("<IMG_CONTEXT>", image)
+        question = question.strip()
+        if "<image>" not in question:
+            question = "<image>\n" + question
+        question = question.replace("<image>", image)
+        return f"<|im_start|>system\n{SYSTEM}<|im_end|><|im_start|>user\n{question}<|im_end|><|im_start|>assistant\n"
+
+    def input_ids(self, question: str, num_tiles: int) -> list[int]:
+        """Token ids of the prompt, the first being BOS where the language model is InternLM's."""
+        return list(_cached_ids(self, question, num_tiles))
+
+    def _encode(self, text: str) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        return [self.tokenizer.bos_token_id, *ids] if self.shape.starts_with_bos else ids
+
+    def tiles(self, rgb: Image.Image) -> np.ndarray:
+        """Tiles of one RGB image, row by row, then the thumbnail: uint8 (T, 3, tile, tile)."""
+        tile = self.shape.tile
+        if self.protocol == "upstream":
+            side = round(tile * IMAGE_SIDE_IN_TILES)
+            rgb = rgb.resize((side, side), Image.Resampling.BICUBIC)
+        columns, rows = closest_grid(rgb.width, rgb.height, self.max_tiles, tile)
+        grid = np.asarray(rgb.resize((columns * tile, rows * tile), Image.Resampling.BICUBIC))
+        tiles = grid.reshape(rows, tile, columns, tile, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, tile, tile)
+        if len(tiles) == 1:
+            return np.ascontiguousarray(tiles)
+        thumbnail = np.asarray(rgb.resize((tile, tile), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+        return np.concatenate([tiles, thumbnail[None]])
+
+    def prepare(self, question: str, rgb: Image.Image) -> Prepared:
+        tiles = self.tiles(rgb)
+        return Prepared(torch.tensor(self.input_ids(question, len(tiles))), torch.from_numpy(tiles))
+
+    def collate(self, prepared: list[Prepared]) -> dict[str, Tensor]:
+        """Pack prompts: input_ids and positions int64 (N,), lengths int64 (B,), image_slots int64 (image tokens,), pixels
+        uint8 (T, 3, tile, tile).
+        """
+        input_ids = torch.cat([item.input_ids for item in prepared])
+        return {
+            "input_ids": input_ids,
+            "positions": torch.cat([torch.arange(len(item.input_ids)) for item in prepared]),
+            "lengths": torch.tensor([len(item.input_ids) for item in prepared]),
+            "image_slots": (input_ids == self.image_token_id).nonzero().flatten(),
+            "pixels": torch.cat([item.pixels for item in prepared]),
+        }
+
+
+@lru_cache(maxsize=256)
+def _cached_ids(prompt: InternVLPrompt, question: str, num_tiles: int) -> tuple[int, ...]:
+    return tuple(prompt._encode(prompt.text(question, num_tiles)))
+
+
+def closest_grid(width: int, height: int, max_tiles: int, tile: int) -> tuple[int, int]:
+    """(columns, rows), at most `max_tiles` in all, whose aspect ratio is closest to the image's.
+
+    Of equally close grids the first in order of area wins, and a larger one takes over while the image has more than
+    half of that grid's pixels (InternVL's `find_closest_aspect_ratio`). A 1024x1024 image gets 2x2 tiles of 448.
+    """
+    grids = sorted(
+        {(i, j) for i in range(1, max_tiles + 1) for j in range(1, max_tiles + 1) if i * j <= max_tiles},
+        key=lambda grid: (grid[0] * grid[1], grid[0]),
+    )
+    best, best_difference = (1, 1), float("inf")
+    for columns, rows in grids:
+        difference = abs(width / height - columns / rows)
+        large_enough = width * height > 0.5 * tile * tile * columns * rows
+        if difference < best_difference or (difference == best_difference and large_enough):
+            best, best_difference = (columns, rows), difference
+    return best
+
+
+class InternVLScorer(Scorer):
+    """Logits of A and B by one packed prefill of an `InternVLForConditionalGeneration`."""
+
+    def __init__(self, model: InternVLForConditionalGeneration, prompt: InternVLPrompt) -> None:
+        super().__init__(model, prompt)
+        config = model.config
+        if config.vision_feature_layer != -1:
+            raise InputError(
+                prompt.checkpoint,
+                found=f"vision_feature_layer {config.vision_feature_layer}",
+                expected="-1, the last one",
+                remedy="use a checkpoint of the InternVL2.5 or InternVL3 family",
+            )
+        # uint8 -> normalised value, by channel; torchvision's order of operations (ToTensor, then Normalize) in
+        # float32.
+        levels = torch.arange(256, dtype=torch.uint8).float().div(255)[:, None]
+        table = levels.sub(torch.tensor(IMAGENET_MEAN)).div(torch.tensor(IMAGENET_STD)).T.contiguous()
+        self.table = table.to(self.device, self.dtype)  # (3, 256)
+
+    def pixel_values(self, tiles: Tensor) -> Tensor:
+        """uint8 (T, 3, tile, tile) -> normalised values of the model's dtype, the same shape."""
+        channel = torch.arange(3, device=tiles.device)[None, :, None, None]
+        return self.table[channel, tiles.long()]
+
+    @torch.inference_mode()
+    def logits(self, batch: dict[str, Tensor]) -> Tensor:
+        body, language = self.model.model, self.model.model.language_model
+        features = body.get_image_features(self.pixel_values(batch["pixels"]), return_dict=True).pooler_output
+        hidden = language.embed_tokens(batch["input_ids"])
+        hidden[batch["image_slots"]] = features.flatten(0, 1).to(hidden.dtype)
+        cos, sin = language.rotary_emb(hidden[None], batch["positions"][None])
+        prompts = Segments.of(batch["lengths"].tolist(), hidden.device)
+        last = decode_last(language.layers, hidden, cos[0], sin[0], prompts)
+        return two_letter_logits(self.model.lm_head, language.norm(last), self.prompt.letters)
