@@ -11,7 +11,7 @@ from PIL import Image, ImageFile
 MAX_PIXELS = 89_478_485
 """Most pixels an image may claim: Pillow's own warning level. A bound on what a hostile header costs."""
 
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -60,13 +60,13 @@ def load_image(path: Path, *, strict: bool = False) -> DecodedImage:
         return DecodedImage(_decode(data, truncated_too=False), truncated=False)
     except ImageError:
         raise
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
     if strict:
         raise ImageError(f"cannot be decoded whole: {reason}")
     try:
         return DecodedImage(_decode(data, truncated_too=True), truncated=True)
-    except _DECODER_ERRORS:
+    except DECODER_ERRORS:
         raise ImageError(f"cannot be decoded: {reason}") from None
 
 
