@@ -1,34 +1,30 @@
 """Annotation files: read every released shape, name what is wrong with a row, write clean ones.
 
-Three shapes are read, as a JSON array (`.json`) or one object a line (`.jsonl`); the content decides, not the
-extension:
+Three shapes are read, as a JSON array (`.json`) or one object a line (`.jsonl`); the content decides, not the name:
 
-- `{"messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": "B"}], "images":
-  "DFBench/Kolors/1.jpg"}`;
-  `images` may also be a list of one.
+- `{"messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": "B"}],
+  "images": "DFBench/Kolors/1.jpg"}`; `images` may also be a list of one.
 - `{"image": "...", "conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": "B"}]}`; the released
-  files have
-  `[{"role": "assistant", "content": "B"}]` in place of the string.
+  files have `[{"role": "assistant", "content": "B"}]` in place of the string.
 - InternVL's data-set list, `{"name": {"root": "..", "annotation": "img_test.jsonl", ...}}`: the files it names, one
   after the other.
 
-Both are streamed: a file is never held whole in memory as Python objects.
+All are streamed: a file is never held whole in memory as Python objects.
 """
 
 import hashlib
 import json
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from types import TracebackType
+from typing import Any
 
 from dfbench.errors import InputError, shorten
+from dfbench.json_rows import Place, iter_rows
 from dfbench.sources import LABELS, source_of
-
-_CHUNK = 1 << 20
-_LONGEST_ROW = 16 << 20
-_WHITESPACE = " \t\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +70,10 @@ def check_annotations(path: Path | str) -> tuple[list[Sample], list[InputError]]
     """(good samples in file order, one InputError for each bad row). Raises InputError where the file is unusable."""
     samples: list[Sample] = []
     problems: list[InputError] = []
-    seen: dict[str, tuple[str, Sample]] = {}
-    for where, row in iter_rows(path):
-        try:
-            sample = parse_row(row, where)
-        except InputError as error:
-            problems.append(error)
+    seen: dict[str, tuple[Place, Sample]] = {}
+    for where, sample in iter_samples(path):
+        if isinstance(sample, InputError):
+            problems.append(sample)
             continue
         first_where, first = seen.setdefault(sample.image, (where, sample))
         if first is sample:
@@ -100,7 +94,19 @@ def check_annotations(path: Path | str) -> tuple[list[Sample], list[InputError]]
     return samples, problems
 
 
-def parse_row(row: Any, where: str) -> Sample:
+def iter_samples(path: Path | str) -> Iterator[tuple[Place, Sample | InputError]]:
+    """Each row's place and its Sample, or what is wrong with it; streamed, repeated rows included.
+
+    Raises InputError where the file itself is unusable (see `iter_rows`).
+    """
+    for where, row in iter_rows(path):
+        try:
+            yield where, parse_row(row, where)
+        except InputError as error:
+            yield where, error
+
+
+def parse_row(row: Any, where: object) -> Sample:
     """One decoded row of either shape as a Sample. Raises InputError, its place being `where`."""
     if not isinstance(row, dict):
         raise _bad(where, shorten(row), "an object with `messages` and `images`, or `image` and `conversations`")
@@ -112,10 +118,10 @@ def parse_row(row: Any, where: str) -> Sample:
         image, turns = row.get("image"), _turns(row["conversations"], "from", "value", where)
     else:
         raise _bad(where, f"the keys {sorted(row)}", "`messages` and `images`, or `image` and `conversations`")
-    if not isinstance(image, str) or not image.strip():
-        raise _bad(where, f"the image {shorten(image)}", "one path as a string")
+    if not isinstance(image, str) or not image.strip() or not _is_plain(image):
+        raise _bad(where, f"the image {shorten(image)}", "one path as a string, without control characters")
     question = turns.get("user")
-    if not isinstance(question, str) or not question.replace("<image>", "").strip():
+    if not isinstance(question, str) or not question.replace("<image>", "").strip() or _has_surrogate(question):
         raise _bad(where, f"the question {shorten(question)}", "a user (human) turn with text")
     if question.count("<image>") > 1:
         raise _bad(
@@ -137,7 +143,18 @@ def normalize_key(image: str) -> str:
     return key
 
 
-def _turns(turns: Any, who: str, what: str, where: str) -> dict[str, Any]:
+def _is_plain(text: str) -> bool:
+    """No control character (a line break would break CSVs and logs) and nothing that UTF-8 cannot hold."""
+    # The first test alone passes nearly every key; the second one is ten times as slow.
+    return text.isprintable() or not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+
+
+def _has_surrogate(text: str) -> bool:
+    """Half of a UTF-16 pair, which JSON escapes can name and no file can be written with."""
+    return not text.isascii() and any(unicodedata.category(character) == "Cs" for character in text)
+
+
+def _turns(turns: Any, who: str, what: str, where: object) -> dict[str, Any]:
     """{"system" | "user" | "assistant": content}, whatever the two shapes call them."""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise _bad(where, f"the turns {shorten(turns)}", "a list of objects")
@@ -151,147 +168,33 @@ def _turns(turns: Any, who: str, what: str, where: str) -> dict[str, Any]:
     return found
 
 
-def _bad(where: str, found: str, expected: str) -> InputError:
+def _bad(where: object, found: str, expected: str) -> InputError:
     return InputError(where, found=found, expected=expected, remedy="correct or remove this row")
 
 
-def iter_rows(path: Path | str) -> Iterator[tuple[str, Any]]:
-    """(place, decoded JSON value) of each row, streamed. `place` reads `FILE: row N`, counting from 1 (lines in a
-    `.jsonl`).
-
-    Raises InputError for a missing file, a file that is not UTF-8 and broken JSON.
-    """
-    path = Path(path)
-    if path.is_dir() or not path.exists():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise InputError(path, found=what, expected="an annotation file", remedy="download it or name another one")
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            first = _first_character(file)
-            if first == "[":
-                yield from _iter_array(file, path)
-            elif first == "{" and (listed := _dataset_list(file)):
-                for entry in listed:
-                    yield from iter_rows(path.parent / entry)
-            else:
-                yield from _iter_lines(file, path)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            path, found=f"bytes that are not UTF-8 ({error.reason})", expected="JSON text", remedy="save it as UTF-8"
-        ) from None
-
-
-def _first_character(file: IO[str]) -> str:
-    while (character := file.read(1)) and character in _WHITESPACE:
-        pass
-    file.seek(0)
-    return character
-
-
-def _dataset_list(file: IO[str]) -> list[str]:
-    """The annotation paths of InternVL's data-set list, relative to it; empty where the file is something else.
-
-    Only a small file can be one: a first line that is a whole row means JSON lines.
-    """
-    head = file.read(_CHUNK)
-    file.seek(0)
-    try:
-        content = json.loads(head)
-    except json.JSONDecodeError:
-        return []
-    entries = list(content.values())
-    if not entries or not all(
-        isinstance(entry, dict) and isinstance(entry.get("annotation"), str) for entry in entries
-    ):
-        return []
-    return [entry["annotation"] for entry in entries]
-
-
-def _iter_lines(file: IO[str], path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            where = f"{path}: row {number}"
-            try:
-                yield where, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise _broken(where, error.msg, line) from None
-
-
-def _iter_array(file: IO[str], path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows of one JSON array, decoded out of a sliding buffer: the released .json files are one line of 100s of MB."""
-    decoder = json.JSONDecoder()
-    buffer, number, at_end = "", 0, False
-    position = 0
-
-    def refill() -> bool:
-        nonlocal buffer, position, at_end
-        more = file.read(_CHUNK)
-        at_end = not more
-        buffer, position = buffer[position:] + more, 0
-        return not at_end
-
-    def skip(characters: str) -> str:
-        """Move past the given characters; the first other one, or "" at the end of the file."""
-        nonlocal position
-        while True:
-            while position < len(buffer) and buffer[position] in characters:
-                position += 1
-            if position < len(buffer):
-                return buffer[position]
-            if not refill():
-                return ""
-
-    skip(_WHITESPACE)
-    position += 1  # the opening bracket, seen by the caller
-    next_character = skip(_WHITESPACE)
-    while next_character != "]":
-        number += 1
-        where = f"{path}: row {number}"
-        while True:
-            try:
-                row, end = decoder.raw_decode(buffer, position)
-            except json.JSONDecodeError as error:
-                # Either the row is broken, or the buffer ends inside it: only more text can tell.
-                if len(buffer) - position > _LONGEST_ROW or not refill():
-                    raise _broken(where, error.msg, buffer) from None
-                continue
-            break
-        position = end
-        yield where, row
-        next_character = skip(_WHITESPACE)
-        if next_character == ",":
-            position += 1
-            next_character = skip(_WHITESPACE)
-        elif next_character != "]":
-            raise _broken(where, "no comma or closing bracket after it", buffer[position : position + 40])
-
-
-def _broken(where: str, reason: str, text: str) -> InputError:
-    return InputError(
-        where,
-        found=f"broken JSON ({reason}) at {shorten(text.strip(), 60)}",
-        expected="JSON",
-        remedy="download the file again",
-    )
-
-
 def split_validation(samples: Iterable[Sample], fraction: float) -> tuple[list[Sample], list[Sample]]:
-    """(training, validation), both in the given order: of each source the `fraction` with the smallest hash of the key.
-
-    The choice depends on the keys alone, so it survives shuffling. Each source with at least two samples keeps one or
-    more for training; a fraction above 0 takes at least one of each such source.
-    """
-    by_source: dict[str, list[str]] = defaultdict(list)
+    """(training, validation), both in the given order; which images are held out, `choose_validation` says."""
     samples = list(samples)
-    for sample in samples:
-        by_source[sample.source].append(sample.image)
-    held_out: set[str] = set()
-    if fraction > 0:
-        for images in by_source.values():
-            count = min(max(1, round(fraction * len(images))), len(images) - 1)
-            held_out.update(sorted(images, key=key_hash)[:count])
+    held_out = choose_validation((sample.image for sample in samples), fraction)
     training = [sample for sample in samples if sample.image not in held_out]
     return training, [sample for sample in samples if sample.image in held_out]
+
+
+def choose_validation(images: Iterable[str], fraction: float) -> set[str]:
+    """The images to hold out for validation: of each source the `fraction` (0 to 1) with the smallest hash of the key.
+
+    The choice depends on the keys alone, so it survives shuffling. Each source with at least two images keeps one or
+    more for training; a fraction above 0 takes at least one of each such source.
+    """
+    held_out: set[str] = set()
+    if fraction > 0:
+        by_source: dict[str, list[str]] = defaultdict(list)
+        for image in images:
+            by_source[source_of(image)].append(image)
+        for members in by_source.values():
+            count = min(max(1, round(fraction * len(members))), len(members) - 1)
+            held_out.update(sorted(members, key=key_hash)[:count])
+    return held_out
 
 
 def key_hash(image: str) -> bytes:
@@ -299,22 +202,54 @@ def key_hash(image: str) -> bytes:
     return hashlib.sha256(image.encode()).digest()
 
 
+class AnnotationWriter:
+    """Writes clean annotations: the `messages` shape with plain strings and a list of one image, which ms-swift loads.
+
+    One row a line, as a JSON array where the name ends in `.json` and as JSON lines otherwise. Used in a `with` block:
+    the file is put in place, whole, at its end; a block that fails leaves what was there before.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.num_rows = path, 0
+        self._is_array = path.suffix == ".json"
+        self._temporary = path.with_name(path.name + ".tmp")
+
+    def __enter__(self) -> "AnnotationWriter":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._temporary.open("w", encoding="utf-8", newline="\n")
+        return self
+
+    def write(self, sample: Sample, image: str | None = None) -> None:
+        """Append one row. `image` replaces the key where the reader needs another path."""
+        messages = [{"role": "user", "content": sample.question}]
+        if sample.label:
+            messages.append({"role": "assistant", "content": sample.label})
+        row = json.dumps({"messages": messages, "images": [image or sample.image]}, ensure_ascii=False)
+        if self._is_array:
+            self._file.write(",\n" if self.num_rows else "[\n")
+            self._file.write(row)
+        else:
+            self._file.write(row + "\n")
+        self.num_rows += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._is_array:
+            self._file.write("\n]\n" if self.num_rows else "[]\n")
+        self._file.close()
+        if kind is None:
+            self._temporary.replace(self.path)
+        else:
+            self._temporary.unlink()
+
+
 def write_annotations(samples: Iterable[Sample], path: Path, *, image_root: Path | None = None) -> int:
-    """Write samples as JSON lines in the `messages` shape with plain strings, which ms-swift loads. Returns the row
-    count.
+    """Write samples with an `AnnotationWriter`. Returns the row count.
 
     With `image_root` the images are written as absolute paths below it; otherwise as their keys.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    count = 0
-    with temporary.open("w", encoding="utf-8") as file:
+    with AnnotationWriter(path) as writer:
         for sample in samples:
-            count += 1
-            image = sample.image if image_root is None else str((image_root / sample.image).absolute())
-            messages = [{"role": "user", "content": sample.question}]
-            if sample.label:
-                messages.append({"role": "assistant", "content": sample.label})
-            file.write(json.dumps({"messages": messages, "images": [image]}, ensure_ascii=False) + "\n")
-    temporary.replace(path)
-    return count
+            writer.write(sample, None if image_root is None else str((image_root / sample.image).absolute()))
+    return writer.num_rows
