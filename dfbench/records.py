@@ -10,13 +10,14 @@ Columns (`COLUMNS`), UTF-8, comma-separated, one header line:
 - `logit_A`, `logit_B`: float32 logits of the two letters; both empty for a detector that has none.
 - `prob_A`, `prob_B`: softmax of the two, in [0, 1], summing to 1.
 
-An image without an answer has no row here: it stands in `<name>.errors.csv` (`image,error`). `<name>.json` says how the
+An image without an answer has no row here: it stands in `<name>.errors.csv` (`image,error`). One that was answered with
+reservations (a truncated file) stands in `<name>.warnings.csv` (`image,warning`) as well. `<name>.json` says how the
 file came about. Numbers carry as many digits as float32 needs to be read back exactly.
 """
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,20 +25,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dfbench.annotations import normalize_key
 from dfbench.errors import InputError, shorten
 from dfbench.letters import answers, probabilities
-from dfbench.sources import LABELS, category_of, source_of
+from dfbench.sources import LABELS, Category, category_of, source_of
 
 COLUMNS = ("image", "label", "answer", "logit_A", "logit_B", "prob_A", "prob_B")
 ERROR_COLUMNS = ("image", "error")
+WARNING_COLUMNS = ("image", "warning")
 
 UPSTREAM_QWEN = ("image_path", "predicted_reply", "true_label", "logprob_A", "logprob_B", "prob_A", "prob_B")
 UPSTREAM_INTERNVL = ("imgname", "answer", "output", "prob_A", "prob_B")
 """Upstream's own two shapes. In the second, `answer` is the label."""
 
 _UPSTREAM_MISSING = ("N/A", "", "-1.0", "-1")
-_SUM_TOLERANCE = 1e-4
-"""How far prob_A + prob_B may be from 1: wide enough for files that were rounded to five digits."""
+_SUM_TOLERANCE = 1.5e-4
+"""How far prob_A + prob_B may be from 1: 1e-4 where both are rounded to four digits, as in upstream's Qwen script."""
+
+_FAST_TYPES = {"image": str, "label": str, "answer": str} | dict.fromkeys(COLUMNS[3:], np.float32)
 
 
 @dataclass
@@ -63,6 +68,11 @@ def errors_path(csv_path: Path) -> Path:
     return csv_path.with_name(f"{csv_path.stem}.errors.csv")
 
 
+def warnings_path(csv_path: Path) -> Path:
+    """`results/a.csv` -> `results/a.warnings.csv`."""
+    return csv_path.with_name(f"{csv_path.stem}.warnings.csv")
+
+
 def info_path(csv_path: Path) -> Path:
     """`results/a.csv` -> `results/a.json`."""
     return csv_path.with_suffix(".json")
@@ -79,24 +89,53 @@ def read_detector(path: Path | str) -> Detector:
     other than A or B, a value that is no probability, and pairs that do not sum to 1 or contradict the answer.
     """
     path = Path(path)
-    table = _read_strings(path)
-    columns = set(table.columns)
-    if columns >= set(COLUMNS):
-        frame, num_errors = _from_ours(table, path), _count_errors(errors_path(path))
-    elif columns >= set(UPSTREAM_QWEN):
-        frame, num_errors = _from_upstream(table, path, image="image_path", label="true_label")
-    elif columns >= set(UPSTREAM_INTERNVL):
-        frame, num_errors = _from_upstream(table, path, image="imgname", label="answer")
-    else:
-        raise InputError(
-            path,
-            found=f"the columns {','.join(table.columns)}",
-            expected=",".join(COLUMNS),
-            remedy="write this file with evaluate_logit.py, or rename its columns",
-        )
-    frame["source"] = frame["image"].map(source_of)
-    frame["category"] = list(map(category_of, frame["source"], frame["label"]))
+    try:
+        frame, num_errors = _parse(_read_table(path, _FAST_TYPES), path)
+    except (ValueError, InputError):
+        # Four times slower, but the cells are there as they stand in the file, to be quoted.
+        frame, num_errors = _parse(_read_table(path, str), path)
+    frame["source"] = sources_of(frame["image"])
+    frame["category"] = categories_of(frame["source"], frame["label"])
     return Detector(path.stem, frame, path, read_info(path), num_errors)
+
+
+def read_detectors(paths: Sequence[Path | str]) -> list[Detector]:
+    """Several per-image CSVs under different names: `detector` in the metadata, or else the file's.
+
+    Where two share a name, that of the folder is put before it.
+
+    Raises InputError as `read_detector` does, and where a file is named twice.
+    """
+    paths = [Path(path) for path in paths]
+    for i, path in enumerate(paths):
+        if path.resolve() in [other.resolve() for other in paths[:i]]:
+            raise InputError(path, found="the same file twice", expected="different files", remedy="name it once")
+    detectors = [read_detector(path) for path in paths]
+    for detector in detectors:
+        name = detector.info.get("detector")
+        detector.name = name if isinstance(name, str) and name.strip() else detector.name
+    stems = [detector.name for detector in detectors]
+    for detector in detectors:
+        if stems.count(detector.name) > 1:
+            detector.name = f"{detector.path.resolve().parent.name}/{detector.name}"
+    for i, detector in enumerate(detectors):
+        if detector.name in [other.name for other in detectors[:i]]:
+            detector.name = str(detector.path)
+    return detectors
+
+
+def sources_of(images: pd.Series) -> list[str]:
+    """The source of each image; only one look for each folder."""
+    folders = [image.rpartition("/")[0] for image in images]
+    known = {folder: source_of(f"{folder}/x" if folder else "x") for folder in set(folders)}
+    return [known[folder] for folder in folders]
+
+
+def categories_of(sources: Iterable[str], labels: Iterable[str]) -> list[Category]:
+    """The category of each image out of its source and label; only one look for each pair of the two."""
+    pairs = list(zip(sources, labels, strict=True))
+    known = {pair: category_of(*pair) for pair in set(pairs)}
+    return [known[pair] for pair in pairs]
 
 
 def read_info(csv_path: Path) -> dict[str, Any]:
@@ -113,15 +152,23 @@ def read_info(csv_path: Path) -> dict[str, Any]:
     return info if isinstance(info, dict) else {}
 
 
-def _read_strings(path: Path) -> pd.DataFrame:
-    """The CSV with every cell as a stripped string, and its line number as the index (the header is line 1)."""
+def _read_table(path: Path, dtype: type | dict[str, type]) -> pd.DataFrame:
+    """The CSV, indexed by line number (the header is line 1). Raises ValueError where a cell does not fit `dtype`."""
     if path.is_dir() or not path.exists():
         what = "a folder" if path.is_dir() else "no such file"
         raise InputError(
             path, found=what, expected="a per-image CSV", remedy="run evaluate_logit.py first or name another file"
         )
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False)
+        table = pd.read_csv(
+            path,
+            dtype=dtype,
+            keep_default_na=False,
+            na_values={} if dtype is str else {"logit_A": [""], "logit_B": [""]},
+            encoding="utf-8-sig",
+            skip_blank_lines=False,
+            index_col=False,
+        )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -131,6 +178,23 @@ def _read_strings(path: Path) -> pd.DataFrame:
     if table.empty:
         raise InputError(path, found="no rows", expected="one row an image", remedy="run evaluate_logit.py first")
     return table
+
+
+def _parse(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, int]:
+    """(image, label, answer, logits and probabilities; number of images without an answer) out of any known shape."""
+    columns = set(table.columns)
+    if columns >= set(COLUMNS):
+        return _from_ours(table, path), _count_errors(errors_path(path))
+    if columns >= set(UPSTREAM_QWEN):
+        return _from_upstream(table.astype(str), path, image="image_path", label="true_label")
+    if columns >= set(UPSTREAM_INTERNVL):
+        return _from_upstream(table.astype(str), path, image="imgname", label="answer")
+    raise InputError(
+        path,
+        found=f"the columns {shorten(','.join(table.columns))}",
+        expected=",".join(COLUMNS),
+        remedy="write this file with evaluate_logit.py, or rename its columns",
+    )
 
 
 def _from_ours(table: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -186,20 +250,23 @@ def _add_probabilities(frame: pd.DataFrame, table: pd.DataFrame, path: Path) -> 
 
 
 def _keys(column: pd.Series, path: Path) -> pd.Series:
-    empty = column.str.strip() == ""
+    keys = pd.Series([normalize_key(key) for key in column], column.index, name=column.name)
+    empty = keys == ""
     if empty.any():
         raise _bad_cell(path, empty.idxmax(), str(column.name), "no image", "the image's path as in the annotations")
-    twice = column.duplicated()
+    twice = keys.duplicated()
     if twice.any():
         row = twice.idxmax()
-        first = (column == column[row]).idxmax()
-        raise _bad_cell(path, row, str(column.name), f"{column[row]} again (first in row {first})", "one row an image")
-    return column
+        first = (keys == keys[row]).idxmax()
+        raise _bad_cell(path, row, str(column.name), f"{keys[row]} again (first in row {first})", "one row an image")
+    return keys
 
 
 def _letters(column: pd.Series, path: Path, *, empty_allowed: bool = False) -> pd.Series:
-    letters = column.str.strip()
     allowed = LABELS + (("",) if empty_allowed else ())
+    if column.isin(allowed).all():
+        return column
+    letters = column.str.strip()
     wrong = ~letters.isin(allowed)
     if wrong.any():
         raise _bad_cell(path, wrong.idxmax(), str(column.name), shorten(column[wrong.idxmax()]), "A (real) or B (fake)")
@@ -207,10 +274,12 @@ def _letters(column: pd.Series, path: Path, *, empty_allowed: bool = False) -> p
 
 
 def _numbers(column: pd.Series, path: Path, *, empty_allowed: bool = False) -> pd.Series:
-    numbers = pd.to_numeric(column, errors="coerce").astype(np.float32)
+    """Finite float32 numbers; NaN for empty cells where they are allowed."""
+    is_text = column.dtype == object
+    numbers = pd.to_numeric(column, errors="coerce").astype(np.float32) if is_text else column
     wrong = ~np.isfinite(numbers)
     if empty_allowed:
-        wrong &= column.str.strip() != ""
+        wrong &= (column.str.strip() != "") if is_text else ~np.isnan(column)
     if wrong.any():
         raise _bad_cell(path, wrong.idxmax(), str(column.name), shorten(column[wrong.idxmax()]), "a number")
     return numbers
@@ -233,8 +302,8 @@ def _count_errors(path: Path) -> int:
 
 
 def join(detectors: Sequence[Detector], *, partial: bool = False) -> pd.DataFrame:
-    """The images that every detector answered: columns image, label, source, category and `prob_A_i`, `logit_A_i`,
-    `logit_B_i` (float32, i counting the detectors from 0), in the first one's order.
+    """The images that every detector answered: columns image, label, source, category and `logit_A_i`, `logit_B_i`,
+    `prob_A_i`, `prob_B_i` (float32, i counting the detectors from 0), in the first one's order.
 
     Labels are taken from whichever file has them. Raises InputError where files disagree about a label, share no image,
     or (unless `partial`) where one lacks images that another has.
@@ -280,11 +349,11 @@ def join(detectors: Sequence[Detector], *, partial: bool = False) -> pd.DataFram
                 remedy="score the same annotations",
             )
         labels = np.where(labels == "", theirs, labels)
-        for column in ("prob_A", "logit_A", "logit_B"):
+        for column in COLUMNS[3:]:
             joined[f"{column}_{i}"] = rows[column].to_numpy()
     joined.insert(1, "label", labels)
-    joined.insert(2, "source", joined["image"].map(source_of))
-    joined.insert(3, "category", list(map(category_of, joined["source"], labels)))
+    joined.insert(2, "source", sources_of(joined["image"]))
+    joined.insert(3, "category", categories_of(joined["source"], labels))
     return joined
 
 
@@ -304,14 +373,14 @@ def format_rows(images: Sequence[str], labels: Sequence[str], logits: np.ndarray
     return [(*row[:3], *row[3]) for row in zip(images, labels, answers(pairs), cells, strict=True)]
 
 
-def write_detector(path: Path, frame: pd.DataFrame, info: dict[str, Any]) -> None:
-    """Write a whole per-image CSV (the columns of COLUMNS out of `frame`) and its metadata, each put in place at once."""
+def write_detector(path: Path, frame: pd.DataFrame, info: dict[str, Any], *, extra: Sequence[str] = ()) -> None:
+    """Write a per-image CSV (the columns COLUMNS of `frame`, then `extra`) and its metadata, each put in place at once.
+
+    Float32 columns come out as the shortest decimals that read back the same, NaN as an empty cell.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = frame[list(COLUMNS)].copy()
-    for column in COLUMNS[3:]:
-        table[column] = ["" if np.isnan(value) else format_float(value) for value in table[column]]
     temporary = path.with_name(path.name + ".tmp")
-    table.to_csv(temporary, index=False, lineterminator="\n")
+    frame[[*COLUMNS, *extra]].to_csv(temporary, index=False, lineterminator="\n")
     temporary.replace(path)
     write_json(info_path(path), info)
 
