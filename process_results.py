@@ -11,7 +11,7 @@ from dfbench import cli
 from dfbench.evaluation import evaluate
 from dfbench.paths import RESULTS
 from dfbench.records import read_detectors
-from dfbench.result_files import detector_csvs
+from dfbench.result_files import MOA_DF_CSV, detector_csvs
 from dfbench.tables import accuracy_table, terminal_lines, write_tables
 
 
@@ -28,6 +28,8 @@ def main() -> None:
     evaluation = evaluate(detectors, partial=args.partial)
     for line in terminal_lines(accuracy_table(evaluation)):
         print(line)
+    if not args.csv and not MOA_DF_CSV.exists():
+        print("MoA-DF is not among them: run `python logit_calculation.py` first")
     write_tables(evaluation, args.output_dir / "tables")
     print(f"tables in {args.output_dir / 'tables'}")
 

@@ -1,0 +1,60 @@
+"""Metrics against scikit-learn, SciPy and numbers worked by hand."""
+
+import warnings
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+
+from dfbench import metrics
+from dfbench.metrics import Counts
+
+
+def count(is_fake: np.ndarray, called_fake: np.ndarray) -> Counts:
+    return Counts(
+        (~is_fake).sum(), (~is_fake & ~called_fake).sum(), is_fake.sum(), (is_fake & called_fake).sum()
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_count_metrics_agree_with_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    is_fake, called_fake = rng.random(50) < 0.7, rng.random(50) < 0.4
+    counts = count(is_fake, called_fake)
+    assert metrics.accuracy(counts) == pytest.approx(accuracy_score(is_fake, called_fake))
+    assert metrics.balanced_accuracy(counts) == pytest.approx(balanced_accuracy_score(is_fake, called_fake))
+    assert metrics.f1_fake(counts) == pytest.approx(f1_score(is_fake, called_fake))
+    assert metrics.f1_real(counts) == pytest.approx(f1_score(is_fake, called_fake, pos_label=False))
+    assert metrics.f1_macro(counts) == pytest.approx(f1_score(is_fake, called_fake, average="macro"))
+
+
+def test_one_class_leaves_what_compares_two_undefined():
+    # 10 fake images, 8 called fake: F1 = 2 * 8 / (2 * 8 + 0 + 2) = 16 / 18.
+    counts = Counts(0, 0, 10, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert metrics.accuracy(counts) == 0.8
+        assert metrics.f1_fake(counts) == pytest.approx(16 / 18)
+        for metric in (metrics.f1_real, metrics.f1_macro, metrics.balanced_accuracy):
+            assert np.isnan(metric(counts))
+
+
+def test_f1_of_a_class_that_is_never_named_is_zero():
+    assert metrics.f1_fake(Counts(5, 5, 5, 0)) == 0
+
+
+def test_count_metrics_take_tables():
+    counts = Counts(*(np.array(column) for column in ([4, 0], [3, 0], [4, 4], [1, 4])))
+    np.testing.assert_allclose(metrics.accuracy(counts), [0.5, 1])
+    np.testing.assert_allclose(metrics.balanced_accuracy(counts), [0.5, np.nan])
+
+
+@pytest.mark.parametrize(("right", "total"), [(0, 7), (7, 7), (1, 2), (90, 100), (9340, 9357), (0, 1)])
+def test_wilson_interval_agrees_with_scipy(right, total):
+    expected = binomtest(right, total).proportion_ci(method="wilson")
+    assert metrics.wilson_interval(right, total) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_wilson_interval_of_nothing_is_undefined():
+    assert np.isnan(metrics.wilson_interval(0, 0)).all()

@@ -1,0 +1,107 @@
+"""logit_calculation.py and process_results.py as users run them."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEADER = "image,label,answer,logit_A,logit_B,prob_A,prob_B"
+SOURCES = {"Flick8k": "A", "koniq10k": "A", "edit": "B", "NOVA": "B", "PixArt": "B"}
+
+
+def run(program: str, *arguments: object, root: Path = ROOT) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(root / program), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def write_csv(path: Path, seed: int, num_images: int = 20, sources: dict[str, str] = SOURCES) -> Path:
+    """A detector that is right about nine times in ten."""
+    rng = np.random.default_rng(seed)
+    lines = [HEADER]
+    for source, label in sources.items():
+        for i in range(num_images):
+            prob_fake = np.float32(rng.beta(1, 4) if label == "A" else rng.beta(4, 1))
+            prob_real = np.float32(1) - prob_fake
+            answer = "A" if prob_real > prob_fake else "B"
+            lines.append(f"DFBench/{source}/{i}.jpg,{label},{answer},,,{prob_real},{prob_fake}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def agents(tmp_path):
+    return [
+        write_csv(tmp_path / f"{name}.csv", seed) for seed, name in enumerate(("qwen2.5", "internvl2.5", "internvl3"))
+    ]
+
+
+@pytest.fixture
+def house(tmp_path):
+    """A copy of the programs and the package, so that the default paths point into `tmp_path`."""
+    root = tmp_path / "house"
+    shutil.copytree(ROOT / "dfbench", root / "dfbench", ignore=shutil.ignore_patterns("__pycache__"))
+    for program in ("logit_calculation.py", "process_results.py"):
+        shutil.copy(ROOT / program, root / program)
+    return root
+
+
+def test_fuse_then_tabulate(agents, tmp_path):
+    fused = run("logit_calculation.py", *agents, "--output_csv", tmp_path / "moa_df.csv")
+    assert fused.returncode == 0, fused.stderr
+    assert fused.stdout.splitlines()[0] == "qwen2.5: 100 images"
+    assert fused.stdout.splitlines()[-1] == f"written to {tmp_path / 'moa_df.csv'}"
+    found = run("process_results.py", *agents, tmp_path / "moa_df.csv", "--output_dir", tmp_path / "out")
+    assert found.returncode == 0, found.stderr
+    header = next(line for line in found.stdout.splitlines() if line.startswith("level"))
+    assert header.split() == ["level", "group", "n", "qwen2.5", "internvl2.5", "internvl3", "MoA-DF"]
+    assert max(map(len, found.stdout.splitlines()[:-1])) <= 100
+    assert (tmp_path / "out" / "tables" / "accuracy.md").exists()
+
+
+def test_defaults_meet(house):
+    for seed, name in enumerate(("qwen2.5", "internvl2.5", "internvl3")):
+        write_csv(house / "results" / f"{name}.csv", seed)
+    assert run("logit_calculation.py", root=house).returncode == 0
+    found = run("process_results.py", root=house)
+    assert found.returncode == 0, found.stderr
+    assert "MoA-DF" in found.stdout
+    assert (house / "results" / "tables" / "accuracy.csv").exists()
+
+
+@pytest.mark.parametrize("program", ["logit_calculation.py", "process_results.py"])
+def test_a_missing_default_names_the_command_to_run(house, program):
+    write_csv(house / "results" / "qwen2.5.csv", 0)
+    found = run(program, root=house)
+    assert found.returncode == 1
+    assert found.stderr.count("\n") == 1
+    assert "results/internvl2.5.csv: found no such file" in found.stderr
+    assert "cd internvl2.5 && sh shell/eval_deepfake.sh" in found.stderr
+
+
+def test_process_results_says_that_moa_df_is_missing(house):
+    for seed, name in enumerate(("qwen2.5", "internvl2.5", "internvl3")):
+        write_csv(house / "results" / f"{name}.csv", seed)
+    found = run("process_results.py", root=house)
+    assert found.returncode == 0
+    assert "logit_calculation.py" in found.stdout
+
+
+@pytest.mark.parametrize("program", ["logit_calculation.py", "process_results.py"])
+def test_different_images_need_partial(agents, tmp_path, program):
+    shorter = write_csv(tmp_path / "short.csv", 3, num_images=19)
+    option = "--output_csv" if program == "logit_calculation.py" else "--output_dir"
+    arguments = [agents[0], shorter, option, tmp_path / "out"]
+    refused = run(program, *arguments)
+    assert refused.returncode == 1
+    assert "lacks 5 of 100" in refused.stderr
+    assert run(program, *arguments, "--partial").returncode == 0
+
+
+def test_wrong_arguments_exit_with_2(agents):
+    assert run("logit_calculation.py", agents[0], "--fusion", "magic").returncode == 2
+    assert run("process_results.py", "--nonsense").returncode == 2
