@@ -6,76 +6,97 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dfbench.errors import InputError, shorten
-from dfbench.records import COLUMNS, ERROR_COLUMNS, errors_path, info_path
+from dfbench.records import COLUMNS, ERROR_COLUMNS, WARNING_COLUMNS, errors_path, info_path, warnings_path
 
 
 class RecordWriter:
-    """Appends scored images and errors, in annotation order, so that a killed run can go on from what is on the disk.
+    """Appends scored images, errors and warnings in annotation order.
 
-    Each `write` is one batch. A batch counts as done when every one of its images stands in one of the two files;
-    whatever follows the last whole batch is cut off when the run resumes, and scored again in the same batch as before.
+    Each `write` is one batch. A batch is done when every one of its images stands in the CSV or the errors CSV; what
+    follows the last whole batch is cut off when the run resumes, and scored again in the same company as before. So the
+    files of a killed and resumed run equal those of an uninterrupted one, byte for byte.
+
+    num_done_batches: how many batches from the beginning need no scoring.
+    num_rows, num_errors, num_warnings: rows on the disk.
     """
 
-    def __init__(self, csv_path: Path, batches: Sequence[Sequence[str]], *, overwrite: bool = False) -> None:
-        """batches: the images of each batch, in the order of the run.
+    def __init__(
+        self,
+        csv_path: Path,
+        batches: Sequence[Sequence[str]],
+        *,
+        columns: Sequence[str] = COLUMNS,
+        overwrite: bool = False,
+    ) -> None:
+        """batches: the images of each batch, in the order of the run. columns: the CSV's header, the image first.
 
         Raises InputError where the files hold images of another run (other annotations or order).
         """
-        self.csv_path, self.errors_path = csv_path, errors_path(csv_path)
         csv_path.parent.mkdir(parents=True, exist_ok=True)
+        paths = {"rows": csv_path, "errors": errors_path(csv_path), "warnings": warnings_path(csv_path)}
         if overwrite:
-            for path in (self.csv_path, self.errors_path, info_path(csv_path)):
+            for path in (*paths.values(), info_path(csv_path)):
                 path.unlink(missing_ok=True)
-        rows, errors = _LineFile(self.csv_path, COLUMNS), _LineFile(self.errors_path, ERROR_COLUMNS)
-        self.num_done_batches = self._settle(rows, errors, batches)
-        self.num_rows, self.num_errors = len(rows.images), len(errors.images)
-        self._rows, self._errors = rows.open(), errors.open()
+        headers = {"rows": columns, "errors": ERROR_COLUMNS, "warnings": WARNING_COLUMNS}
+        self._files = {name: _LineFile(paths[name], headers[name]) for name in paths}
+        self.num_done_batches = self._settle(batches)
+        for file in self._files.values():
+            file.open()
 
-    @staticmethod
-    def _settle(rows: "_LineFile", errors: "_LineFile", batches: Sequence[Sequence[str]]) -> int:
-        """Cut both files back to the last whole batch; the number of batches that are done."""
-        num_rows = num_errors = done = 0
+    num_rows = property(lambda self: len(self._files["rows"].images))
+    num_errors = property(lambda self: len(self._files["errors"].images))
+    num_warnings = property(lambda self: len(self._files["warnings"].images))
+
+    def _settle(self, batches: Sequence[Sequence[str]]) -> int:
+        """Cut the files back to the last whole batch; the number of batches that are done."""
+        rows, errors, warnings = (self._files[name] for name in ("rows", "errors", "warnings"))
         failed = set(errors.images)
+        num_rows = num_errors = done = 0
         for batch in batches:
-            in_errors = [image for image in batch if image in failed]
-            in_rows = [image for image in batch if image not in failed]
-            if (
-                rows.images[num_rows : num_rows + len(in_rows)] != in_rows
-                or errors.images[num_errors : num_errors + len(in_errors)] != in_errors
-            ):
+            scored = [image for image in batch if image not in failed]
+            lost = [image for image in batch if image in failed]
+            rows_agree = rows.images[num_rows : num_rows + len(scored)] == scored
+            if not (rows_agree and errors.images[num_errors : num_errors + len(lost)] == lost):
                 break
-            num_rows, num_errors, done = num_rows + len(in_rows), num_errors + len(in_errors), done + 1
-        next_batch = batches[done] if done < len(batches) else ()
+            num_rows, num_errors, done = num_rows + len(scored), num_errors + len(lost), done + 1
         for file, kept in ((rows, num_rows), (errors, num_errors)):
-            strange = [image for image in file.images[kept:] if image not in next_batch]
-            if strange:
-                raise InputError(
-                    f"{file.path}: row {kept + 2 + file.images[kept:].index(strange[0])}",
-                    found=f"image {strange[0]}, where this run has {next_batch[0] if next_batch else 'no more'}",
-                    expected="the beginning of this very run",
-                    remedy="repeat the command that began this file, or start over with --overwrite",
-                )
+            _check_cut_off(file, kept, batches[done] if done < len(batches) else ())
             file.cut(kept)
+        finished = set(rows.images)
+        warnings.cut(sum(image in finished for image in warnings.images))
         return done
 
-    def write(self, rows: Iterable[tuple[str, ...]], errors: Iterable[tuple[str, str]]) -> None:
-        """Append one batch: CSV rows (see `format_rows`) and (image, error) pairs."""
-        rows, errors = list(rows), list(errors)
-        self._errors.writerows(errors)
-        self._rows.writerows(rows)
-        self.num_rows += len(rows)
-        self.num_errors += len(errors)
+    def write(
+        self,
+        rows: Iterable[tuple[str, ...]],
+        errors: Iterable[tuple[str, str]] = (),
+        warnings: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        """Append one batch: CSV rows (see `records.format_rows`), (image, error) and (image, warning) pairs."""
+        self._files["warnings"].append(warnings)
+        self._files["errors"].append(errors)
+        self._files["rows"].append(rows)
 
     def close(self) -> None:
-        """Close both files; an errors file without errors is removed."""
-        self._rows.close()
-        self._errors.close()
-        if self.num_errors == 0:
-            self.errors_path.unlink(missing_ok=True)
+        """Close the files; an errors or warnings file without rows is removed."""
+        for name, file in self._files.items():
+            file.close(keep_empty=name == "rows")
+
+
+def _check_cut_off(file: "_LineFile", kept: int, next_batch: Sequence[str]) -> None:
+    """Rows after the last whole batch must be of the next one; anything else was not written by this run."""
+    for number, image in enumerate(file.images[kept:], start=kept + 2):
+        if image not in next_batch:
+            raise InputError(
+                f"{file.path}: row {number}",
+                found=f"image {image}, where this run has {next_batch[0] if next_batch else 'no more'}",
+                expected="the beginning of this very run",
+                remedy="repeat the command that began this file, name another --output_csv, or --overwrite it",
+            )
 
 
 class _LineFile:
-    """One of the two files on the disk: the images of its whole lines and where each line ends."""
+    """One CSV on the disk: the images (first column) of its whole lines, and where each line ends."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path, self.columns = path, columns
@@ -83,22 +104,23 @@ class _LineFile:
         self._ends = [0]
         header = (",".join(columns) + "\n").encode()
         data = path.read_bytes() if path.exists() else b""
-        if not data.startswith(header):
-            if not header.startswith(data):
-                raise InputError(
-                    path,
-                    found=f"the header {shorten(data.splitlines()[0].decode(errors='replace'))}",
-                    expected=",".join(columns),
-                    remedy="name another --output_csv, or start over with --overwrite",
-                )
-            return
-        self._ends = [len(header)]
-        # Lines are split by hand: a csv reader cannot tell a cut-off last line from a whole one.
-        for line in data[len(header) :].splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                break
-            self.images.append(next(csv.reader([line.decode(errors="replace")]))[0])
-            self._ends.append(self._ends[-1] + len(line))
+        if data.startswith(header):
+            self._ends = [len(header)]
+            self._read_lines(data[len(header) :])
+        elif not header.startswith(data):
+            first_line = data.split(b"\n")[0].decode(errors="replace")
+            raise InputError(
+                path,
+                found=f"the header {shorten(first_line)}",
+                expected=",".join(columns),
+                remedy="name another --output_csv, or start over with --overwrite",
+            )
+
+    def _read_lines(self, data: bytes) -> None:
+        # Split by hand: a CSV reader cannot tell a cut-off last line from a whole one.
+        for line in data.split(b"\n")[:-1]:
+            self.images.append(next(csv.reader([line.decode(errors="replace")]), [""])[0])
+            self._ends.append(self._ends[-1] + len(line) + 1)
 
     def cut(self, num_rows: int) -> None:
         """Keep the first `num_rows` rows only."""
@@ -106,22 +128,21 @@ class _LineFile:
         if self.path.exists():
             os.truncate(self.path, self._ends[num_rows])
 
-    def open(self) -> "_Appender":
-        return _Appender(self.path, None if self._ends[0] else self.columns)
-
-
-class _Appender:
-    """An open CSV whose every `writerows` reaches the operating system before it returns."""
-
-    def __init__(self, path: Path, header: Sequence[str] | None) -> None:
-        self._file = path.open("a", encoding="utf-8", newline="")
+    def open(self) -> None:
+        self._file = self.path.open("a", encoding="utf-8", newline="")
         self._writer = csv.writer(self._file, lineterminator="\n")
-        if header:
-            self.writerows([header])
+        if self._file.tell() == 0:
+            self._writer.writerow(self.columns)
+            self._file.flush()
 
-    def writerows(self, rows: Iterable[Sequence[str]]) -> None:
+    def append(self, rows: Iterable[Sequence[str]]) -> None:
+        """Write rows; they have reached the operating system when this returns, so `kill -9` cannot lose them."""
+        rows = list(rows)
         self._writer.writerows(rows)
         self._file.flush()
+        self.images.extend(row[0] for row in rows)
 
-    def close(self) -> None:
+    def close(self, *, keep_empty: bool) -> None:
         self._file.close()
+        if not (self.images or keep_empty):
+            self.path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoProcessor, InternVLConfig, InternVLForConditionalGeneration
+from transformers import AutoImageProcessor, AutoTokenizer, InternVLConfig, InternVLForConditionalGeneration
 
 from dfbench.errors import InputError
 from dfbench.letters import letter_ids
@@ -50,13 +50,14 @@ class InternVLPrompt(Prompt):
     def __init__(self, checkpoint: Path, protocol: str = "upstream") -> None:
         self.checkpoint, self.protocol = checkpoint, protocol
         config = InternVLConfig.from_pretrained(checkpoint)
-        self.processor = AutoProcessor.from_pretrained(checkpoint, backend="pil")
-        self.tokenizer = self.processor.tokenizer
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         tile = config.vision_config.image_size[0]
         per_side = tile // config.vision_config.patch_size[0] * config.downsample_ratio
         self.shape = _Shape(tile, round(per_side**2), config.text_config.model_type == "llama")
         self.image_token_id = config.image_token_id
-        self.max_tiles = MAX_TILES if protocol == "upstream" else self.processor.image_processor.max_patches
+        self.max_tiles = MAX_TILES
+        if protocol == "native":
+            self.max_tiles = AutoImageProcessor.from_pretrained(checkpoint, backend="pil").max_patches
         text = self.text("<image>\n?", num_tiles=1)
         self.letters = letter_ids(self._encode, text, checkpoint)
 
@@ -64,7 +65,7 @@ class InternVLPrompt(Prompt):
         side = round(self.shape.tile * IMAGE_SIDE_IN_TILES)
         return {
             "protocol": self.protocol,
-            "prompt": self.text("{question}", num_tiles=0),
+            "prompt": (self.tokenizer.bos_token if self.shape.starts_with_bos else "") + self.text("{question}", 0),
             "image": f"RGB, PIL bicubic, {f'{side}x{side}, ' if self.protocol == 'upstream' else ''}"
             f"{self.shape.tile}-pixel tiles, {self.max_tiles} at most, and a thumbnail",
         }
@@ -74,7 +75,9 @@ class InternVLPrompt(Prompt):
         image = "<img>" + "<IMG_CONTEXT>" * (self.shape.tokens_per_tile * num_tiles) + "</img>"
         if self.protocol == "native":
             turn = [{"type": "image"}, {"type": "text", "text": question.replace("<image>", "").strip()}]
-            text = self.processor.apply_chat_template([{"role": "user", "content": turn}], add_generation_prompt=True)
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": turn}], add_generation_prompt=True, tokenize=False
+            )
             return text.replace("<IMG_CONTEXT>", image)
         question = question.strip()
         if "<image>" not in question:
@@ -109,8 +112,8 @@ class InternVLPrompt(Prompt):
         return Prepared(torch.tensor(self.input_ids(question, len(tiles))), torch.from_numpy(tiles))
 
     def collate(self, prepared: list[Prepared]) -> dict[str, Tensor]:
-        """Pack prompts: input_ids and positions int64 (N,), lengths int64 (B,), image_slots int64 (image tokens,), pixels
-        uint8 (T, 3, tile, tile).
+        """Pack prompts: input_ids and positions int64 (N,), lengths int64 (B,), image_slots int64 (image tokens,),
+        pixels uint8 (T, 3, tile, tile).
         """
         input_ids = torch.cat([item.input_ids for item in prepared])
         return {
@@ -146,6 +149,15 @@ def closest_grid(width: int, height: int, max_tiles: int, tile: int) -> tuple[in
     return best
 
 
+def pixel_table() -> Tensor:
+    """uint8 -> value normalised with ImageNet's mean and deviation, by channel: float32 (3, 256).
+
+    The order of operations is torchvision's (ToTensor, then Normalize), so that the values are upstream's to the last bit.
+    """
+    levels = torch.arange(256, dtype=torch.uint8).float().div(255)[:, None]
+    return levels.sub(torch.tensor(IMAGENET_MEAN)).div(torch.tensor(IMAGENET_STD)).T.contiguous()
+
+
 class InternVLScorer(Scorer):
     """Logits of A and B by one packed prefill of an `InternVLForConditionalGeneration`."""
 
@@ -159,11 +171,7 @@ class InternVLScorer(Scorer):
                 expected="-1, the last one",
                 remedy="use a checkpoint of the InternVL2.5 or InternVL3 family",
             )
-        # uint8 -> normalised value, by channel; torchvision's order of operations (ToTensor, then Normalize) in
-        # float32.
-        levels = torch.arange(256, dtype=torch.uint8).float().div(255)[:, None]
-        table = levels.sub(torch.tensor(IMAGENET_MEAN)).div(torch.tensor(IMAGENET_STD)).T.contiguous()
-        self.table = table.to(self.device, self.dtype)  # (3, 256)
+        self.table = pixel_table().to(self.device, self.dtype)
 
     def pixel_values(self, tiles: Tensor) -> Tensor:
         """uint8 (T, 3, tile, tile) -> normalised values of the model's dtype, the same shape."""

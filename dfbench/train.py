@@ -1,0 +1,189 @@
+"""LoRA training and merging through ms-swift, with what has to be right before it: checked annotations, split, device.
+
+    python -m dfbench.train sft --train_annotations F ... [any `swift sft` flag]
+    python -m dfbench.train export --adapters DIR ... [any `swift export` flag]
+
+The model folders' shells call this; every flag that is not listed in `--help` goes to ms-swift as it stands. ms-swift
+replaces a row that it cannot load by a random other one and exits with 0, so it gets only rows that were checked, and
+`--strict true`.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+from dfbench import cli
+from dfbench.annotations import Sample, check_annotations, read_annotations, split_validation, write_annotations
+from dfbench.errors import InputError
+from dfbench.images import ImageError, load_image
+from dfbench.paths import REPOSITORY
+from dfbench.weights import newest_adapter, read_base_model
+
+logger = logging.getLogger(__name__)
+
+ON_CPU = {
+    "--torch_dtype": "float32",
+    "--bf16": "false",
+    "--fp16": "false",
+    "--use_cpu": "true",
+    "--attn_impl": "sdpa",
+}
+"""Replaces the GPU's number format where there is no GPU: half precision is neither fast nor exact on a CPU."""
+
+_SHOWN_PROBLEMS = 20
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["sft"]:
+        train(sys.argv[2:])
+    elif sys.argv[1:2] == ["export"]:
+        merge(sys.argv[2:])
+    else:
+        print("usage: python -m dfbench.train {sft,export} ...", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def train(argv: list[str]) -> None:
+    """Check and split the annotations, write them for ms-swift, and run `swift sft`."""
+    parser = cli.ArgumentParser("Check annotations, then train with ms-swift. Further flags go to `swift sft`.")
+    add = parser.add_argument
+    add("--train_annotations", type=Path, required=True, help="annotation file, either shape")
+    add("--val_annotations", type=Path, help="validation rows; without it they are split off the training rows")
+    add("--val_fraction", type=float, default=0.01, help="share of each source's training rows kept for validation")
+    add("--image_root", type=Path, default=REPOSITORY, help="folder that the annotated image paths start from")
+    add("--model", type=Path, required=True, help="base checkpoint folder")
+    add("--output_dir", type=Path, required=True, help="folder for checkpoints")
+    add("--resume_from_checkpoint", help="checkpoint folder to go on from")
+    add("--deepspeed", default="zero1", help="DeepSpeed stage where several GPUs train; 'none' for plain DDP")
+    add("--decode_images", action="store_true", help="decode every image beforehand, not only look that it exists")
+    args, flags = parser.parse_known_args(argv)
+    _check_output(args)
+    training, validation = _datasets(args)
+    flags += ["--model", str(args.model), "--output_dir", str(args.output_dir), "--dataset", str(training)]
+    flags += ["--val_dataset", str(validation)] if validation else ["--eval_strategy", "no"]
+    if args.resume_from_checkpoint:
+        flags += ["--resume_from_checkpoint", args.resume_from_checkpoint]
+    flags += _for_this_machine(args.deepspeed)
+    _swift("sft", flags)
+
+
+def merge(argv: list[str]) -> None:
+    """Merge a LoRA adapter into its base model with `swift export`."""
+    parser = cli.ArgumentParser("Merge a LoRA adapter with ms-swift. Further flags go to `swift export`.")
+    add = parser.add_argument
+    add("--trained", type=Path, required=True, help="folder that training wrote its checkpoints to")
+    add("--adapters", type=Path, help="adapter folder; without it, the newest one of --trained")
+    add("--output_dir", type=Path, help="folder for the merged model; default: the adapter's name with _merged")
+    args, flags = parser.parse_known_args(argv)
+    adapter = args.adapters or newest_adapter(args.trained)
+    read_base_model(adapter)
+    merged = args.output_dir or adapter.with_name(adapter.name + "_merged")
+    if merged.exists() and any(merged.iterdir()):
+        raise InputError(
+            merged, found="files already", expected="a new folder", remedy="remove it, or name another --output_dir"
+        )
+    if not torch.cuda.is_available():
+        flags += ["--torch_dtype", "float32"]
+    _swift("export", ["--adapters", str(adapter), "--merge_lora", "true", "--output_dir", str(merged), *flags])
+    print(f"merged model: {merged}")
+
+
+def _check_output(args: Namespace) -> None:
+    """Two runs' checkpoints in one folder cannot be told apart afterwards."""
+    if next(args.output_dir.glob("checkpoint-*"), None) and not args.resume_from_checkpoint:
+        raise InputError(
+            args.output_dir,
+            found="checkpoints of an earlier run",
+            expected="a new folder",
+            remedy="set OUTPUT_DIR, remove them, or go on from one with --resume_from_checkpoint",
+        )
+
+
+def _datasets(args: Namespace) -> tuple[Path, Path | None]:
+    """Write the checked rows as ms-swift loads them: the training file and the validation file (None for no rows)."""
+    samples = checked_samples(args.train_annotations, args.image_root, decode=args.decode_images)
+    if args.val_annotations:
+        validation = checked_samples(args.val_annotations, args.image_root, decode=args.decode_images)
+        shared = {sample.image for sample in samples} & {sample.image for sample in validation}
+        if shared:
+            raise InputError(
+                args.val_annotations,
+                found=f"{len(shared)} images that are training images too, such as {min(shared)}",
+                expected="other images than in training",
+                remedy="remove them, or leave VAL out to split validation off the training rows",
+            )
+    else:
+        samples, validation = split_validation(samples, args.val_fraction)
+    logger.info("%d training and %d validation rows, all checked", len(samples), len(validation))
+    folder = args.output_dir / "data"
+    paths = folder / "train.jsonl", folder / "val.jsonl"
+    for rows, path in zip((samples, validation), paths, strict=True):
+        write_annotations(rows, path, image_root=args.image_root)
+    return paths[0], paths[1] if validation else None
+
+
+def checked_samples(path: Path, image_root: Path, *, decode: bool = False) -> list[Sample]:
+    """Samples of an annotation file, every row of which is fit for training.
+
+    Bad rows (see `check_annotations`), rows without a label and images that are not there (`decode`: cannot be decoded)
+    are listed on stderr, and InputError says how many.
+    """
+    samples, problems = check_annotations(path)
+    lines = [str(problem) for problem in problems]
+    for sample in samples:
+        if not sample.label:
+            lines.append(f"{path}: image {sample.image}: no answer; training needs A or B")
+        if reason := _image_problem(image_root / sample.image, decode):
+            lines.append(f"{path}: image {sample.image}: {reason} ({image_root / sample.image})")
+    if lines:
+        for line in lines[:_SHOWN_PROBLEMS]:
+            print(line, file=sys.stderr)
+        raise InputError(
+            path,
+            found=f"{len(lines)} rows that cannot be trained on (the first {min(len(lines), _SHOWN_PROBLEMS)} above)",
+            expected="readable rows, labels A or B, images that exist",
+            remedy="correct or remove these rows, or set IMAGE_ROOT",
+        )
+    return read_annotations(path)
+
+
+def _image_problem(path: Path, decode: bool) -> str:
+    if not decode:
+        return "" if path.is_file() else "file is missing"
+    try:
+        load_image(path)
+    except ImageError as error:
+        return str(error)
+    return ""
+
+
+def _for_this_machine(deepspeed: str) -> list[str]:
+    several = int(os.environ.get("NPROC_PER_NODE", "1")) * int(os.environ.get("NNODES", "1")) > 1
+    if not torch.cuda.is_available():
+        logger.info("no CUDA GPU: training in float32 on the CPU")
+        flags = [word for flag in ON_CPU.items() for word in flag]
+        # Without a backend of its own, every CPU process would train alone and count all losses.
+        return [*flags, "--ddp_backend", "gloo"] if several else flags
+    return ["--deepspeed", deepspeed] if several and deepspeed != "none" else []
+
+
+def _swift(command: str, flags: list[str]) -> None:
+    """Run ms-swift. Later flags win in its parser: what the user typed after the shell's own flags overrides them."""
+    words = [sys.executable, "-m", "swift.cli.main", command, *flags]
+    status = subprocess.run(words, env={"USE_HF": "1", **os.environ}).returncode
+    if status:
+        raise InputError(
+            f"swift {command}",
+            found=f"exit status {status}",
+            expected="0",
+            remedy="its own last lines above say why; checkpoints written so far are kept",
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,19 @@
+"""Score images with Qwen2.5-VL: the logits of A (real) and B (generated) by one forward pass.
+
+Writes results/qwen2.5.csv (one row an image), its .json, and .errors.csv for images without an answer. A run that was
+interrupted goes on with the same command.
+
+    python evaluate_logit.py --model_path ./output_ckpt/your_weights_merged
+    python evaluate_logit.py --model_path ../Qwen/Qwen2.5-VL-7B-Instruct --adapter ./output_ckpt/checkpoint-500
+"""
+
+import sys
+from pathlib import Path
+
+from dfbench import cli
+from dfbench.scoring import Agent, main
+
+AGENT = Agent(name="qwen2.5", folder=Path(__file__).resolve().parent, dataset="datasets/img_test.json")
+
+if __name__ == "__main__":
+    sys.exit(cli.run(lambda: main(AGENT, __doc__)))
