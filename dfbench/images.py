@@ -6,7 +6,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 MAX_PIXELS = 89_478_485
 """Most pixels an image may claim: Pillow's own warning level. A bound on what a hostile header costs."""
@@ -42,12 +42,8 @@ class DecodedImage:
     truncated: bool
 
 
-def load_image(path: Path, *, strict: bool = False) -> DecodedImage:
-    """Read and decode an image file.
-
-    A truncated file is decoded as far as it goes (the rest is gray), as upstream does; `strict` makes it an error.
-    Raises ImageError if the file is missing, is no image, claims more than MAX_PIXELS, or cannot be decoded.
-    """
+def read_image_file(path: Path) -> bytes:
+    """The bytes of an image file. Raises ImageError if it is missing, unreadable or empty."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -56,12 +52,29 @@ def load_image(path: Path, *, strict: bool = False) -> DecodedImage:
         raise ImageError(f"cannot be read: {error.strerror}") from None
     if not data:
         raise ImageError("file is empty")
+    return data
+
+
+def decoder_reason(error: Exception) -> str:
+    """What a decoder complains of, in one line that is the same in every run."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image of a known format"  # Pillow's own message has an address in it
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def load_image(path: Path, *, strict: bool = False) -> DecodedImage:
+    """Read and decode an image file.
+
+    A truncated file is decoded as far as it goes (the rest is gray), as upstream does; `strict` makes it an error.
+    Raises ImageError if the file is missing, is no image, claims more than MAX_PIXELS, or cannot be decoded.
+    """
+    data = read_image_file(path)
     try:
         return DecodedImage(_decode(data, truncated_too=False), truncated=False)
     except ImageError:
         raise
     except DECODER_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = decoder_reason(error)
     if strict:
         raise ImageError(f"cannot be decoded whole: {reason}")
     try:

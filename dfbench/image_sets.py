@@ -1,0 +1,90 @@
+"""Which images to look at: those of a folder, or those that annotation files name, by source."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from dfbench.annotations import key_hash, read_annotations
+from dfbench.errors import InputError
+from dfbench.paths import REPOSITORY
+from dfbench.sources import source_of
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+"""What counts as an image where a folder is searched; other files are passed over in silence."""
+
+LOOSE_IMAGES = "images"
+"""Name of the source of images that lie in no folder."""
+
+Images = Mapping[str, Sequence[str]]
+"""Source -> keys of its images (paths below the image root, POSIX), in the order of the CSV."""
+
+
+def find_images(image_root: Path) -> Images:
+    """All images below `<image_root>/DFBench`, or below `image_root` where there is no such folder.
+
+    A source is a folder right below that one, with all that its sub-folders hold; hidden ones are left out.
+    Raises InputError where there is no image at all.
+    """
+    base = image_root / "DFBench"
+    if not base.is_dir():
+        if not image_root.is_dir() or image_root.resolve() == REPOSITORY:
+            raise InputError(
+                image_root,
+                found="no folder DFBench",
+                expected="images in DFBench/<source>/",
+                remedy="get the data set with scripts/prepare_dataset.py, or name a folder of images with --image_root",
+            )
+        base = image_root
+    images = {}
+    for folder in sorted(entry for entry in base.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+        images[folder.name] = sorted(_walk(folder, image_root))
+    images[LOOSE_IMAGES] = sorted([*images.get(LOOSE_IMAGES, []), *_image_keys(base, os.listdir(base), image_root)])
+    if not any(images.values()):
+        remedy = "unpack the data set with scripts/prepare_dataset.py, or correct --image_root"
+        raise InputError(base, found="no image", expected=f"{', '.join(SUFFIXES)} files", remedy=remedy)
+    return {source: keys for source, keys in images.items() if keys}
+
+
+def _walk(folder: Path, image_root: Path) -> Iterator[str]:
+    for path, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from _image_keys(Path(path), files, image_root)
+
+
+def _image_keys(folder: Path, names: Iterable[str], image_root: Path) -> Iterator[str]:
+    below_root = folder.relative_to(image_root)
+    for name in names:
+        if name.lower().endswith(SUFFIXES) and not name.startswith(".") and (folder / name).is_file():
+            if "\n" in name or "\r" in name or name != name.encode(errors="replace").decode():
+                expected = "UTF-8 without a line break"
+                raise InputError(folder, found=f"the file name {name!r}", expected=expected, remedy="rename it")
+            yield (below_root / name).as_posix()
+
+
+def annotated_images(paths: Iterable[Path]) -> Images:
+    """The images that annotation files name, by source, sorted and each once. Raises InputError as read_annotations."""
+    images = defaultdict(set)
+    for path in paths:
+        for sample in read_annotations(path):
+            images[source_of(sample.image) or LOOSE_IMAGES].add(sample.image)
+    return {source: sorted(images[source]) for source in sorted(images)}
+
+
+def choose_images(images: Images, sources: Sequence[str] | None = None, limit: int | None = None) -> Images:
+    """Only the named sources, and of each at most `limit` images, picked by a hash of the key (the same everywhere).
+
+    Raises InputError for a source that has no image.
+    """
+    if missing := sorted(set(sources or ()) - set(images)):
+        raise InputError(
+            "--sources",
+            found=f"no image of {', '.join(missing)}",
+            expected=f"some of {', '.join(images)}",
+            remedy="correct --sources or --image_root",
+        )
+    return {
+        source: sorted(sorted(keys, key=key_hash)[:limit]) if limit else keys
+        for source, keys in images.items()
+        if not sources or source in sources
+    }
