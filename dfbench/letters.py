@@ -18,7 +18,7 @@ def letter_ids(encode: Callable[[str], Sequence[int]], prompt: str, where: objec
     found = []
     for letter in LABELS:
         after = list(encode(prompt + letter))
-        if after[:-1] != before:
+        if len(after) != len(before) + 1 or after[:-1] != before:
             raise InputError(
                 where,
                 found=f"the answer {letter} as {len(after) - len(before)} tokens after the prompt",

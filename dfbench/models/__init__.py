@@ -2,13 +2,31 @@
 
 from pathlib import Path
 
-from dfbench.errors import InputError
+from huggingface_hub.errors import StrictDataclassError
+
+from dfbench.errors import InputError, shorten
 from dfbench.models.base import Prompt, Scorer, load_model, read_config
 
 
 def load_prompt(checkpoint: Path, protocol: str = "upstream") -> Prompt:
-    """The CPU side of a checkpoint folder, by its config's `model_type`. Raises InputError for any other family."""
+    """The CPU side of a checkpoint folder, by its config's `model_type`.
+
+    Raises InputError for any other family, and where the tokenizer or the image processor is missing or broken.
+    """
     family = read_config(checkpoint).get("model_type")
+    try:
+        return _prompt(family, checkpoint, protocol)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            checkpoint,
+            found=shorten(reason, 200),
+            expected="the config, tokenizer and image processor of the model",
+            remedy="download the whole folder again",
+        ) from None
+
+
+def _prompt(family: str | None, checkpoint: Path, protocol: str) -> Prompt:
     if family == "qwen2_5_vl":
         from dfbench.models.qwen2_5_vl import QwenPrompt
 
