@@ -1,141 +1,229 @@
-"""The scoring run: samples -> prepared batches -> two logits each -> per-image CSV, resumable at any moment."""
+"""The scoring run: planned batches -> prepared in worker processes -> two logits each -> rows on the disk.
 
+The GPU is kept busy: workers decode and pack ahead, pinned memory is copied while it computes, and the results of one
+    batch are fetched and written while the next one runs.
+"""
+
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dfbench.annotations import Sample
 from dfbench.errors import InputError
 from dfbench.images import ImageError, load_image
-from dfbench.models.base import Prompt, Scorer
+from dfbench.models.base import Cost, Prepared, Prompt, Scorer
+from dfbench.models.packed import PackShape
+from dfbench.planning import PlannedBatch, fitting_shape
 from dfbench.records import format_rows
 from dfbench.resume import RecordWriter
+
+logger = logging.getLogger(__name__)
 
 TRUNCATED = "file is truncated; decoded as far as it goes"
 
 
 @dataclass
-class PreparedBatch:
-    """One batch out of a worker: what could be prepared, packed, and what could not.
+class Pack:
+    """What goes through the model at once. inputs: see `Prompt.collate`."""
 
-    images: all of the batch. samples: those that are in `tensors`, in order. errors, warnings: (image, reason).
-    """
+    samples: list[Sample]
+    inputs: dict[str, Any]
+
+
+@dataclass
+class PreparedBatch:
+    """One planned batch out of a worker: packs of what could be prepared, and (image, reason) of what could not."""
 
     images: list[str]
-    samples: list[Sample] = field(default_factory=list)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    packs: list[Pack] = field(default_factory=list)
     errors: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[tuple[str, str]] = field(default_factory=list)
 
     def pin_memory(self) -> "PreparedBatch":
-        """Called by DataLoader: page-locked tensors are copied to the GPU while it computes."""
-        self.tensors = {name: tensor.pin_memory() for name, tensor in self.tensors.items()}
+        """Called by DataLoader: page-locked memory is copied to the GPU while it computes."""
+        for pack in self.packs:
+            pack.inputs = {name: value.pin_memory() for name, value in pack.inputs.items()}
         return self
 
 
-class Batches(Dataset):
-    """Item i is batch i, decoded and prepared: the work of the CPU processes."""
+class Preparation(Dataset):
+    """Item i is planned batch i, decoded and packed into `pieces` packs: the work of the CPU processes."""
 
     def __init__(
-        self, batches: Sequence[Sequence[Sample]], image_root: Path, prompt: Prompt, *, strict: bool = False
+        self,
+        batches: Sequence[PlannedBatch],
+        image_root: Path,
+        prompt: Prompt,
+        *,
+        fixed_shape: bool = False,
+        pieces: int = 1,
+        strict: bool = False,
     ) -> None:
+        """fixed_shape: fill every pack up to one shape, which compiled code needs."""
         self.batches, self.image_root, self.prompt, self.strict = batches, image_root, prompt, strict
+        self.pieces = pieces
+        split = [piece for batch in batches for piece in split_batch(batch, pieces)]
+        self.shape: PackShape | None = fitting_shape(split) if fixed_shape and split else None
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, index: int) -> PreparedBatch:
-        batch, prepared = PreparedBatch([sample.image for sample in self.batches[index]]), []
-        for sample in self.batches[index]:
-            try:
-                image = load_image(self.image_root / sample.image, strict=self.strict)
-                prepared.append(self.prompt.prepare(sample.question, image.rgb))
-            except ImageError as error:
-                batch.errors.append((sample.image, str(error)))
-                continue
-            batch.samples.append(sample)
-            if image.truncated:
-                batch.warnings.append((sample.image, TRUNCATED))
-        if prepared:
-            batch.tensors = self.prompt.collate(prepared)
+        batch = PreparedBatch([sample.image for sample in self.batches[index].samples])
+        for piece in split_batch(self.batches[index], self.pieces):
+            ready = [
+                (s, p) for s, c in zip(piece.samples, piece.costs, strict=True) if (p := self._prepare(s, c, batch))
+            ]
+            if ready:
+                samples, prepared = map(list, zip(*ready, strict=True))
+                batch.packs.append(Pack(samples, self.prompt.collate(prepared, self.shape)))
         return batch
+
+    def _prepare(self, sample: Sample, cost: Cost, batch: PreparedBatch) -> Prepared | None:
+        """One image's prompt, or None and a row of the batch's errors."""
+        try:
+            image = load_image(self.image_root / sample.image, strict=self.strict)
+            prepared = self.prompt.prepare(sample.question, image.rgb)
+            if self.prompt.cost_of(prepared)[:2] != cost[:2]:
+                raise ImageError("file changed while the run was going on")
+        except ImageError as error:
+            batch.errors.append((sample.image, str(error)))
+            return None
+        if image.truncated:
+            batch.warnings.append((sample.image, TRUNCATED))
+        return prepared
+
+
+def split_batch(batch: PlannedBatch, pieces: int) -> list[PlannedBatch]:
+    """A planned batch as up to `pieces` smaller ones, in order, of about the same number of images."""
+    size = -(-len(batch.samples) // pieces)
+    starts = range(0, len(batch.samples), size)
+    return [PlannedBatch(batch.samples[i : i + size], batch.costs[i : i + size]) for i in starts]
 
 
 @dataclass
 class Outcome:
-    """What a run did: images scored now, seconds they took (model loading left out), and the counts on the disk."""
+    """What a run did: images it scored, its seconds (loading left out), and those in which the model had no work."""
 
-    num_scored: int
-    seconds: float
-    num_rows: int
-    num_errors: int
-    num_warnings: int
+    num_scored: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    pieces: int = 1
 
     @property
     def images_per_second(self) -> float:
         return self.num_scored / self.seconds if self.seconds else 0.0
 
+    @property
+    def wait_share(self) -> float:
+        return self.waited / self.seconds if self.seconds else 0.0
 
-def split_batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample]]:
-    """Consecutive batches in annotation order. They depend on nothing else, so a resumed run forms the same ones."""
-    return [list(samples[i : i + batch_size]) for i in range(0, len(samples), batch_size)]
 
-
-def score_samples(
-    batches: Sequence[Sequence[Sample]],
-    image_root: Path,
-    prompt: Prompt,
+def score_batches(
+    batches: Sequence[PlannedBatch],
+    prepare: Callable[..., Preparation],
     load_scorer: Callable[[], Scorer],
     writer: RecordWriter,
     *,
     workers: int,
     pin_memory: bool = False,
-    strict: bool = False,
+    num_done: int = 0,
     quiet: bool = False,
 ) -> Outcome:
-    """Score the batches that `writer` does not hold yet, in order.
+    """Score planned batches in order and write each.
 
-    The model is loaded (`load_scorer`) only where something is left to score. An image that cannot be prepared, or
-    whose logits are not finite, becomes a row of the errors CSV.
+    prepare: (batches, pieces=) -> Preparation. num_done: images done before, for the progress bar.
+    The model is loaded (`load_scorer`) while the workers prepare the first images. An image that cannot be prepared, or
+    whose logits are not finite, becomes a row of the errors CSV. Where the GPU runs out of memory, batches go through
+    it in twice as many pieces from then on; a single image that does not fit raises InputError.
     """
-    start = writer.num_done_batches
-    num_scored, seconds = 0, 0.0
-    if start < len(batches):
-        dataset = Batches(batches[start:], image_root, prompt, strict=strict)
-        # Workers are forked here, before the model and CUDA exist in this process, and prepare images while it loads.
-        prepared = iter(_loader(dataset, workers, pin_memory))
-        scorer = load_scorer()
-        began = time.monotonic()
-        with _progress(batches, writer, quiet) as bar:
-            for batch in _surviving(prepared):
-                num_scored += _score_batch(batch, scorer, writer)
-                bar.update(len(batch.images))
-        seconds = time.monotonic() - began
-    return Outcome(num_scored, seconds, writer.num_rows, writer.num_errors, writer.num_warnings)
+    outcome, position = Outcome(), 0
+    scorer: Scorer | None = None
+    total = num_done + sum(len(batch.samples) for batch in batches)
+    hidden = quiet or not sys.stderr.isatty()
+    with tqdm(total=total, initial=num_done, unit="img", desc="scoring", smoothing=0.05, disable=hidden) as bar:
+        while position < len(batches):
+            # Workers are forked here: at first before the model and CUDA exist in this process.
+            prepared = iter(_loader(prepare(batches[position:], pieces=outcome.pieces), workers, pin_memory))
+            if scorer is None:
+                scorer = load_scorer()
+                bar.unpause()
+            try:
+                for rows, errors, warnings in _scored(prepared, scorer, outcome):
+                    writer.write(rows, errors, warnings)
+                    position += 1
+                    outcome.num_scored += len(rows)
+                    bar.update(len(rows) + len(errors))
+                    bar.set_postfix(waiting=f"{outcome.wait_share:.0%}", refresh=False)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                _halve(outcome, batches[position:])
+    return outcome
 
 
-def _loader(dataset: Batches, workers: int, pin_memory: bool) -> DataLoader:
+def _halve(outcome: Outcome, left: Sequence[PlannedBatch]) -> None:
+    outcome.pieces *= 2
+    if outcome.pieces >= 2 * max(len(batch.samples) for batch in left):
+        raise InputError(
+            left[0].samples[0].image,
+            found="not enough GPU memory for a single image",
+            expected="memory for the model and one image",
+            remedy="what is scored is kept: free memory on the GPU, or use a larger one, and repeat the command",
+        )
+    logger.warning("out of GPU memory: going on with batches of 1/%d of the token budget", outcome.pieces)
+
+
+def _loader(dataset: Preparation, workers: int, pin_memory: bool) -> DataLoader:
     return DataLoader(
         dataset,
         batch_size=None,
         num_workers=workers,
         pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=2 if workers else None,
         multiprocessing_context="fork" if workers else None,
     )
 
 
-def _surviving(batches: Iterator[PreparedBatch]) -> Iterator[PreparedBatch]:
-    """The loader's batches; a worker that the system killed becomes one line instead of a traceback."""
+Rows = tuple[list[tuple[str, ...]], list[tuple[str, str]], list[tuple[str, str]]]
+"""What a batch adds to the three files: rows, errors, warnings."""
+
+
+def _scored(prepared: Iterator[PreparedBatch], scorer: Scorer, outcome: Outcome) -> Iterator[Rows]:
+    """Rows of one batch after the other, each fetched while the next one runs on the GPU; keeps the outcome's clocks."""
+    began, before = time.monotonic(), outcome.seconds
+    running: tuple[PreparedBatch, list[PendingLogits]] | None = None
+    previous: PendingLogits | None = None
+    for batch in _until_none(prepared):
+        launched: list[PendingLogits] = []
+        try:
+            for pack in batch.packs if batch else ():
+                previous = PendingLogits(scorer, pack.inputs, previous)
+                launched.append(previous)
+        except torch.OutOfMemoryError:
+            if running is not None:
+                yield _rows(*running)
+            raise
+        if running is not None:
+            rows = _rows(*running)
+            outcome.waited += sum(pending.idle_before for pending in running[1])
+            outcome.seconds = before + time.monotonic() - began
+            yield rows
+        running = (batch, launched) if batch else None
+
+
+def _until_none(prepared: Iterator[PreparedBatch]) -> Iterator[PreparedBatch | None]:
+    """The loader's batches, then None; a worker that the system killed becomes one line instead of a traceback."""
     try:
-        yield from batches
+        yield from prepared
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -145,31 +233,51 @@ def _surviving(batches: Iterator[PreparedBatch]) -> Iterator[PreparedBatch]:
             expected="workers that live",
             remedy="what is scored is kept: repeat the command with fewer --workers",
         ) from None
+    yield None
 
 
-def _score_batch(batch: PreparedBatch, scorer: Scorer, writer: RecordWriter) -> int:
-    """Score and write one batch; how many images got an answer."""
-    errors, rows = list(batch.errors), []
-    if batch.samples:
-        tensors = {name: tensor.to(scorer.device, non_blocking=True) for name, tensor in batch.tensors.items()}
-        logits = scorer.logits(tensors).cpu().numpy()
+class PendingLogits:
+    """The logits of one pack: launched on construction, fetched later, so that the GPU has its next work meanwhile.
+
+    idle_before: seconds between the end of the previous pack's work and the start of this one's, after `fetch`.
+    """
+
+    def __init__(self, scorer: Scorer, inputs: dict[str, Any], previous: "PendingLogits | None") -> None:
+        self._previous_end = previous.end if previous else None
+        self._cuda = scorer.device.type == "cuda"
+        self.idle_before = 0.0
+        began = self._mark()
+        moved = {name: value.to(scorer.device, non_blocking=True) for name, value in inputs.items()}
+        self._logits = scorer.logits(moved).to("cpu", non_blocking=True)
+        self.start, self.end = began, self._mark()
+
+    def _mark(self) -> Any:
+        if not self._cuda:
+            return time.monotonic()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def fetch(self) -> np.ndarray:
+        """float32 (B, 2)."""
+        if self._cuda:
+            self.end.synchronize()
+        if self._previous_end is not None:
+            between = (
+                self._previous_end.elapsed_time(self.start) / 1e3 if self._cuda else self.start - self._previous_end
+            )
+            self.idle_before = max(0.0, between)
+        return self._logits.numpy()
+
+
+def _rows(batch: PreparedBatch, pending: Sequence[PendingLogits]) -> Rows:
+    """The rows of one batch, in its own order."""
+    rows, errors = [], list(batch.errors)
+    for pack, logits in zip(batch.packs, [one.fetch() for one in pending], strict=True):
         finite = np.isfinite(logits).all(axis=1)
-        errors += [(s.image, "logits are not finite") for s, ok in zip(batch.samples, finite, strict=True) if not ok]
-        kept = [sample for sample, ok in zip(batch.samples, finite, strict=True) if ok]
-        rows = format_rows([sample.image for sample in kept], [sample.label for sample in kept], logits[finite])
+        errors += [(s.image, "logits are not finite") for s, ok in zip(pack.samples, finite, strict=True) if not ok]
+        kept = [sample for sample, ok in zip(pack.samples, finite, strict=True) if ok]
+        rows += format_rows([sample.image for sample in kept], [sample.label for sample in kept], logits[finite])
     errors.sort(key=lambda pair: batch.images.index(pair[0]))
     lost = {image for image, _ in errors}
-    writer.write(rows, errors, [pair for pair in batch.warnings if pair[0] not in lost])
-    return len(rows)
-
-
-def _progress(batches: Sequence[Sequence[Sample]], writer: RecordWriter, quiet: bool) -> tqdm:
-    done = sum(len(batch) for batch in batches[: writer.num_done_batches])
-    return tqdm(
-        total=sum(map(len, batches)),
-        initial=done,
-        unit="img",
-        desc="scoring",
-        smoothing=0.05,
-        disable=quiet or not sys.stderr.isatty(),
-    )
+    return rows, errors, [pair for pair in batch.warnings if pair[0] not in lost]

@@ -1,148 +1,178 @@
-"""Write the per-image CSV batch by batch, so that a run killed at any moment goes on from what is on the disk."""
+"""Write the per-image CSV batch by batch, so that a run killed at any moment goes on from what is on the disk.
+
+A batch is the unit. It is done when each of its images stands in the CSV or the errors CSV, and is scored again as a
+whole otherwise, in the same company as before. So the files of a killed and resumed run equal those of an uninterrupted
+one. Several processes write parts beside the CSV (`<name>.part3.csv` and its errors and warnings); `settle` brings them
+together.
+"""
 
 import csv
-import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dfbench.errors import InputError, shorten
 from dfbench.records import COLUMNS, ERROR_COLUMNS, WARNING_COLUMNS, errors_path, info_path, warnings_path
 
+Batch = Sequence[str]
+"""The images of one batch."""
+
+_KINDS = ((Path, COLUMNS), (errors_path, ERROR_COLUMNS), (warnings_path, WARNING_COLUMNS))
+"""The three files of a run: how each path follows from the CSV's, and its columns."""
+
+
+def settle(csv_path: Path, batches: Sequence[Batch]) -> set[int]:
+    """Bring the files of earlier runs, parts included, into the CSV, its errors and its warnings, in the order of
+    `batches`.
+
+    Whatever belongs to a batch that is not done is dropped. Returns the indices of the batches that are done. Each file
+    is put in place at once, the parts are removed after that: a kill in between loses nothing. Raises InputError where
+    a file holds images that are not of this run, or has other columns.
+    """
+    csv_path.parent.mkdir(parents=True, exist_ok=True)
+    parts = part_paths(csv_path)
+    tables = [_merged([path_of(path) for path in (csv_path, *parts)], columns) for path_of, columns in _KINDS]
+    _refuse_strangers(csv_path, tables, batches)
+    done = _done(tables, batches)
+    kept = [image for index in sorted(done) for image in batches[index]]
+    for (path_of, columns), lines in zip(_KINDS, tables, strict=True):
+        path = path_of(csv_path)
+        _write_lines(path, columns, [lines[image] for image in kept if image in lines], keep_empty=path == csv_path)
+    _remove(parts)
+    return done
+
+
+def done_batches(csv_path: Path, batches: Sequence[Batch]) -> set[int]:
+    """Indices of the batches that are done in the CSV and its errors; changes nothing."""
+    return _done([_merged([path_of(csv_path)], columns) for path_of, columns in _KINDS], batches)
+
+
+def count_rows(csv_path: Path) -> dict[str, int]:
+    """{"rows", "errors", "warnings": number of images in each of the three files}."""
+    tables = (_read_lines(path_of(csv_path), columns) for path_of, columns in _KINDS)
+    return dict(zip(("rows", "errors", "warnings"), map(len, tables), strict=True))
+
+
+def part_path(csv_path: Path, rank: int) -> Path:
+    """`results/a.csv` -> `results/a.part3.csv`."""
+    return csv_path.with_name(f"{csv_path.stem}.part{rank}.csv")
+
+
+def part_paths(csv_path: Path) -> list[Path]:
+    """The parts that lie beside a CSV, whatever number of processes wrote them."""
+    name = re.compile(re.escape(csv_path.stem) + r"\.part\d+\.csv")
+    return sorted(path for path in csv_path.parent.glob("*.csv") if name.fullmatch(path.name))
+
+
+def remove_results(csv_path: Path) -> None:
+    """Delete a CSV, everything beside it that belongs to it, and its parts."""
+    _remove((csv_path, *part_paths(csv_path)))
+    info_path(csv_path).unlink(missing_ok=True)
+
+
+def _remove(csv_paths: Iterable[Path]) -> None:
+    for csv_path in csv_paths:
+        # The CSV last: as long as it is there, what lies beside it is found again.
+        for path_of, _ in reversed(_KINDS):
+            path_of(csv_path).unlink(missing_ok=True)
+
 
 class RecordWriter:
-    """Appends scored images, errors and warnings in annotation order.
+    """Appends whole batches to a CSV (or a part), its errors and its warnings. Use as a context manager."""
 
-    Each `write` is one batch. A batch is done when every one of its images stands in the CSV or the errors CSV; what
-    follows the last whole batch is cut off when the run resumes, and scored again in the same company as before. So the
-    files of a killed and resumed run equal those of an uninterrupted one, byte for byte.
-
-    num_done_batches: how many batches from the beginning need no scoring.
-    num_rows, num_errors, num_warnings: rows on the disk.
-    """
-
-    def __init__(
-        self,
-        csv_path: Path,
-        batches: Sequence[Sequence[str]],
-        *,
-        columns: Sequence[str] = COLUMNS,
-        overwrite: bool = False,
-    ) -> None:
-        """batches: the images of each batch, in the order of the run. columns: the CSV's header, the image first.
-
-        Raises InputError where the files hold images of another run (other annotations or order).
-        """
-        csv_path.parent.mkdir(parents=True, exist_ok=True)
-        paths = {"rows": csv_path, "errors": errors_path(csv_path), "warnings": warnings_path(csv_path)}
-        if overwrite:
-            for path in (*paths.values(), info_path(csv_path)):
-                path.unlink(missing_ok=True)
-        headers = {"rows": columns, "errors": ERROR_COLUMNS, "warnings": WARNING_COLUMNS}
-        self._files = {name: _LineFile(paths[name], headers[name]) for name in paths}
-        self.num_done_batches = self._settle(batches)
-        for file in self._files.values():
-            file.open()
-
-    num_rows = property(lambda self: len(self._files["rows"].images))
-    num_errors = property(lambda self: len(self._files["errors"].images))
-    num_warnings = property(lambda self: len(self._files["warnings"].images))
-
-    def _settle(self, batches: Sequence[Sequence[str]]) -> int:
-        """Cut the files back to the last whole batch; the number of batches that are done."""
-        rows, errors, warnings = (self._files[name] for name in ("rows", "errors", "warnings"))
-        failed = set(errors.images)
-        num_rows = num_errors = done = 0
-        for batch in batches:
-            scored = [image for image in batch if image not in failed]
-            lost = [image for image in batch if image in failed]
-            rows_agree = rows.images[num_rows : num_rows + len(scored)] == scored
-            if not (rows_agree and errors.images[num_errors : num_errors + len(lost)] == lost):
-                break
-            num_rows, num_errors, done = num_rows + len(scored), num_errors + len(lost), done + 1
-        for file, kept in ((rows, num_rows), (errors, num_errors)):
-            _check_cut_off(file, kept, batches[done] if done < len(batches) else ())
-            file.cut(kept)
-        finished = set(rows.images)
-        warnings.cut(sum(image in finished for image in warnings.images))
-        return done
+    def __init__(self, csv_path: Path) -> None:
+        self._files = [_Appender(path_of(csv_path), columns) for path_of, columns in _KINDS]
 
     def write(
         self,
-        rows: Iterable[tuple[str, ...]],
+        rows: Iterable[Sequence[str]],
         errors: Iterable[tuple[str, str]] = (),
         warnings: Iterable[tuple[str, str]] = (),
     ) -> None:
-        """Append one batch: CSV rows (see `records.format_rows`), (image, error) and (image, warning) pairs."""
-        self._files["warnings"].append(warnings)
-        self._files["errors"].append(errors)
-        self._files["rows"].append(rows)
+        """One batch: CSV rows (see `records.format_rows`), (image, error) and (image, warning) pairs.
 
-    def close(self) -> None:
-        """Close the files; an errors or warnings file without rows is removed."""
-        for name, file in self._files.items():
-            file.close(keep_empty=name == "rows")
+        They have reached the operating system when this returns, so `kill -9` cannot lose them.
+        """
+        # The rows last: a batch whose rows are there has its warnings and errors, too.
+        for file, lines in zip(reversed(self._files), (warnings, errors, rows), strict=True):
+            file.append(lines)
 
+    def __enter__(self) -> "RecordWriter":
+        return self
 
-def _check_cut_off(file: "_LineFile", kept: int, next_batch: Sequence[str]) -> None:
-    """Rows after the last whole batch must be of the next one; anything else was not written by this run."""
-    for number, image in enumerate(file.images[kept:], start=kept + 2):
-        if image not in next_batch:
-            raise InputError(
-                f"{file.path}: row {number}",
-                found=f"image {image}, where this run has {next_batch[0] if next_batch else 'no more'}",
-                expected="the beginning of this very run",
-                remedy="repeat the command that began this file, name another --output_csv, or --overwrite it",
-            )
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.close()
 
 
-class _LineFile:
-    """One CSV on the disk: the images (first column) of its whole lines, and where each line ends."""
+class _Appender:
+    """An open CSV; the file is made with its first row."""
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self.path, self.columns = path, columns
-        self.images: list[str] = []
-        self._ends = [0]
-        header = (",".join(columns) + "\n").encode()
-        data = path.read_bytes() if path.exists() else b""
-        if data.startswith(header):
-            self._ends = [len(header)]
-            self._read_lines(data[len(header) :])
-        elif not header.startswith(data):
-            first_line = data.split(b"\n")[0].decode(errors="replace")
-            raise InputError(
-                path,
-                found=f"the header {shorten(first_line)}",
-                expected=",".join(columns),
-                remedy="name another --output_csv, or start over with --overwrite",
-            )
-
-    def _read_lines(self, data: bytes) -> None:
-        # Split by hand: a CSV reader cannot tell a cut-off last line from a whole one.
-        for line in data.split(b"\n")[:-1]:
-            self.images.append(next(csv.reader([line.decode(errors="replace")]), [""])[0])
-            self._ends.append(self._ends[-1] + len(line) + 1)
-
-    def cut(self, num_rows: int) -> None:
-        """Keep the first `num_rows` rows only."""
-        del self.images[num_rows:]
-        if self.path.exists():
-            os.truncate(self.path, self._ends[num_rows])
-
-    def open(self) -> None:
-        self._file = self.path.open("a", encoding="utf-8", newline="")
+        self._file = path.open("a", encoding="utf-8", newline="")
         self._writer = csv.writer(self._file, lineterminator="\n")
         if self._file.tell() == 0:
-            self._writer.writerow(self.columns)
+            self._writer.writerow(columns)
             self._file.flush()
 
     def append(self, rows: Iterable[Sequence[str]]) -> None:
-        """Write rows; they have reached the operating system when this returns, so `kill -9` cannot lose them."""
-        rows = list(rows)
         self._writer.writerows(rows)
         self._file.flush()
-        self.images.extend(row[0] for row in rows)
 
-    def close(self, *, keep_empty: bool) -> None:
+    def close(self) -> None:
         self._file.close()
-        if not (self.images or keep_empty):
-            self.path.unlink(missing_ok=True)
+
+
+def _merged(paths: Iterable[Path], columns: Sequence[str]) -> dict[str, bytes]:
+    """image -> its line, out of several files; the first file wins."""
+    lines: dict[str, bytes] = {}
+    for path in paths:
+        for image, line in _read_lines(path, columns).items():
+            lines.setdefault(image, line)
+    return lines
+
+
+def _read_lines(path: Path, columns: Sequence[str]) -> dict[str, bytes]:
+    """image -> line of one file; a last line that a kill cut off is left out, as is a file that is not there."""
+    header = (",".join(columns) + "\n").encode()
+    data = path.read_bytes() if path.exists() else b""
+    if header.startswith(data):
+        return {}
+    if not data.startswith(header):
+        first_line = data.split(b"\n")[0].decode(errors="replace")
+        raise InputError(
+            path,
+            found=f"the header {shorten(first_line)}",
+            expected=",".join(columns),
+            remedy="name another --output_csv, or start over with --overwrite",
+        )
+    # Split by hand: a CSV reader cannot tell a cut-off last line from a whole one.
+    whole = data[len(header) :].split(b"\n")[:-1]
+    return {next(csv.reader([line.decode(errors="replace")]), [""])[0]: line + b"\n" for line in whole}
+
+
+def _done(tables: Sequence[dict[str, bytes]], batches: Sequence[Batch]) -> set[int]:
+    rows, errors, _ = tables
+    return {index for index, batch in enumerate(batches) if all(image in rows or image in errors for image in batch)}
+
+
+def _refuse_strangers(csv_path: Path, tables: Sequence[dict[str, bytes]], batches: Sequence[Batch]) -> None:
+    known = {image for batch in batches for image in batch}
+    strangers = [image for lines in tables for image in lines if image not in known]
+    if strangers:
+        raise InputError(
+            csv_path,
+            found=f"{len(strangers)} images that this run does not have, such as {strangers[0]}",
+            expected="rows of this very run",
+            remedy="repeat the command that began this file, name another --output_csv, or --overwrite it",
+        )
+
+
+def _write_lines(path: Path, columns: Sequence[str], lines: Sequence[bytes], *, keep_empty: bool) -> None:
+    content = (",".join(columns) + "\n").encode() + b"".join(lines)
+    if not (lines or keep_empty):
+        path.unlink(missing_ok=True)
+    elif not (path.exists() and path.read_bytes() == content):
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_bytes(content)
+        temporary.replace(path)

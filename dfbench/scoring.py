@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ import torch
 
 from dfbench import cli
 from dfbench.annotations import Sample, read_annotations
-from dfbench.engine import Outcome, score_samples, split_batches
+from dfbench.distributed import Ranks
+from dfbench.engine import Outcome, Preparation, score_batches
 from dfbench.errors import InputError
 from dfbench.models import load_prompt, load_scorer
 from dfbench.models.base import DTYPES, Prompt, fingerprint
 from dfbench.paths import REPOSITORY, RESULTS
+from dfbench.planning import Plan, make_plan, measure_costs, share_out
 from dfbench.provenance import describe_software
 from dfbench.records import errors_path, info_path, read_detector, read_info, warnings_path, write_json
-from dfbench.resume import RecordWriter
+from dfbench.resume import RecordWriter, count_rows, done_batches, part_path, remove_results, settle
 from dfbench.tables import accuracy_lines
 from dfbench.weights import find_weights
 
@@ -42,35 +45,26 @@ def main(agent: Agent, description: str | None) -> None:
     """Parse the command line, score, and print accuracy by source and where the files are."""
     args = _parse(agent, description)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are the parallelism
+    ranks = Ranks.from_environment()
+    if args.device == "cuda" and ranks.world > 1:
+        args.device = f"cuda:{ranks.local}"
     samples = _chosen_samples(args)
     checkpoint, adapter = find_weights(args.model_path, args.adapter, agent.folder / "output_ckpt")
-    protocol = getattr(args, "protocol", "upstream")
-    prompt = load_prompt(checkpoint, protocol)
-    batches = split_batches(samples, args.batch_size)
+    prompt = load_prompt(checkpoint, getattr(args, "protocol", "upstream"))
+    prompt.share_prefix({sample.question for sample in samples})
+    plan = _plan(args, samples, prompt)
     identity = _identity(args, prompt, adapter)
-    check_identity(args, identity)
-    writer = RecordWriter(
-        args.output_csv, [[sample.image for sample in batch] for batch in batches], overwrite=args.overwrite
-    )
-    if 0 < writer.num_done_batches < len(batches):
-        logger.info("resuming: %d images are done", writer.num_rows + writer.num_errors)
-    write_json(info_path(args.output_csv), {"identity": identity, "finished": False})
-    try:
-        outcome = score_samples(
-            batches,
-            args.image_root,
-            prompt,
-            lambda: load_scorer(prompt, device=args.device, dtype=args.dtype, adapter=adapter),
-            writer,
-            workers=args.workers,
-            pin_memory=args.device.startswith("cuda"),
-            strict=args.strict_images,
-            quiet=args.quiet,
-        )
-    finally:
-        writer.close()
-    write_json(info_path(args.output_csv), _metadata(args, identity, outcome))
-    _report(args, outcome)
+    images = [[sample.image for sample in batch.samples] for batch in plan.batches]
+    if ranks.first:
+        _begin(args, identity, images)
+    ranks.wait()
+    outcome = _score(args, prompt, adapter, plan, images, ranks)
+    outcomes = ranks.gather(outcome)
+    if ranks.first:
+        settle(args.output_csv, images)
+        counts = count_rows(args.output_csv)
+        write_json(info_path(args.output_csv), _metadata(args, identity, plan, outcomes, counts))
+        _report(args, outcomes, counts)
 
 
 def _parse(agent: Agent, description: str | None) -> Namespace:
@@ -85,7 +79,8 @@ def _parse(agent: Agent, description: str | None) -> Namespace:
     add("--dataset_path", type=Path, default=agent.folder / agent.dataset, help="annotation file, either shape")
     add("--image_root", type=Path, default=REPOSITORY, help="folder that the annotated image paths start from")
     add("--output_csv", type=Path, default=RESULTS / f"{agent.name}.csv", help="per-image CSV to write")
-    add("--batch_size", type=cli.positive_int, default=8, help="images packed into one forward pass")
+    add("--batch_size", type=cli.positive_int, help="images of a batch at most; default: 8 on a CPU, no limit on a GPU")
+    add("--token_budget", type=_budget, default="auto", help="tokens of a batch at most, or auto")
     add("--limit", type=cli.positive_int, help="score the first N images only, for a quick look")
     add("--sources", nargs="+", metavar="SOURCE", help="score these sources only")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:N or cpu")
@@ -93,6 +88,7 @@ def _parse(agent: Agent, description: str | None) -> Namespace:
     add("--workers", type=int, help="processes that decode images; default: one a core up to 16 on a GPU, 0 on a CPU")
     if agent.protocols:
         add("--protocol", choices=agent.protocols, default=agent.protocols[0], help="prompt and image protocol")
+    add("--eager", action="store_true", help="do not compile the layers (GPU; the first batch comes sooner)")
     add("--strict_images", action="store_true", help="a truncated image is an error instead of a warning")
     add("--overwrite", action="store_true", help="start over instead of resuming")
     add("--quiet", action="store_true", help="no progress bar")
@@ -101,9 +97,16 @@ def _parse(agent: Agent, description: str | None) -> Namespace:
     if on_gpu and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: this machine has no usable CUDA GPU; --device cpu works")
     args.dtype = args.dtype or ("bfloat16" if on_gpu else "float32")
+    args.compile = on_gpu and args.dtype != "float32" and not args.eager
+    if args.batch_size is None and not on_gpu:
+        args.batch_size = 8
     if args.workers is None:
         args.workers = min(16, os.cpu_count() or 1) if on_gpu else 0
     return args
+
+
+def _budget(text: str) -> int | None:
+    return None if text == "auto" else cli.positive_int(text)
 
 
 def _chosen_samples(args: Namespace) -> list[Sample]:
@@ -153,7 +156,69 @@ def check_identity(args: Namespace, identity: dict[str, Any]) -> None:
             )
 
 
-def _metadata(args: Namespace, identity: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
+def _plan(args: Namespace, samples: list[Sample], prompt: Prompt) -> Plan:
+    costs = measure_costs(samples, args.image_root, prompt)
+    budget = args.token_budget or (automatic_budget(args) if args.device.startswith("cuda") else _CPU_BUDGET)
+    return make_plan(samples, costs, token_budget=budget, batch_size=args.batch_size)
+
+
+_CPU_BUDGET = 1 << 20
+_GPU_BUDGET = 32_768
+"""Tokens of a batch. More do not make an H200 faster; a smaller card gets its share (see `automatic_budget`)."""
+
+
+def automatic_budget(args: Namespace) -> int:
+    """Tokens of a batch that fit beside the weights: a token takes about 0.4 MB in a model of 8 billion parameters.
+
+    From the card's whole memory, not from what is free right now, so that a resumed run forms the same batches.
+    """
+    memory = torch.cuda.get_device_properties(args.device).total_memory
+    room = memory - 20e9 * DTYPES[args.dtype].itemsize / 2
+    return int(min(_GPU_BUDGET, max(2_048, 0.6 * room / 4e5)))
+
+
+def _begin(args: Namespace, identity: dict[str, Any], images: list[list[str]]) -> None:
+    """Bring what earlier runs left into order, or refuse it."""
+    check_identity(args, identity)
+    if args.overwrite:
+        remove_results(args.output_csv)
+    done = settle(args.output_csv, images)
+    if 0 < len(done) < len(images):
+        logger.info("resuming: %d of %d batches are done", len(done), len(images))
+    write_json(info_path(args.output_csv), {"identity": identity, "finished": False})
+
+
+def _score(
+    args: Namespace, prompt: Prompt, adapter: Path | None, plan: Plan, images: list[list[str]], ranks: Ranks
+) -> Outcome:
+    """Score this process's share of the batches that are not done."""
+    done = done_batches(args.output_csv, images)
+    left = [index for index in range(len(images)) if index not in done]
+    mine = share_out(left, [batch.total.tokens for batch in plan.batches], ranks.world)[ranks.rank]
+    num_done = sum(len(images[index]) for index in done) if ranks.world == 1 else 0
+    path = args.output_csv if ranks.world == 1 else part_path(args.output_csv, ranks.rank)
+    with RecordWriter(path) as writer:
+        return score_batches(
+            [plan.batches[index] for index in mine],
+            partial(
+                Preparation,
+                image_root=args.image_root,
+                prompt=prompt,
+                fixed_shape=args.compile,
+                strict=args.strict_images,
+            ),
+            partial(load_scorer, prompt, device=args.device, dtype=args.dtype, adapter=adapter, compiled=args.compile),
+            writer,
+            workers=args.workers,
+            pin_memory=args.device.startswith("cuda"),
+            num_done=num_done,
+            quiet=args.quiet or not ranks.first,
+        )
+
+
+def _metadata(
+    args: Namespace, identity: dict[str, Any], plan: Plan, outcomes: list[Outcome], counts: dict[str, int]
+) -> dict[str, Any]:
     on_gpu = args.device.startswith("cuda")
     return {
         "identity": identity,
@@ -162,31 +227,37 @@ def _metadata(args: Namespace, identity: dict[str, Any], outcome: Outcome) -> di
         "image_root": str(args.image_root),
         "sources": args.sources,
         "limit": args.limit,
-        "batch_size": args.batch_size,
-        "rows": outcome.num_rows,
-        "errors": outcome.num_errors,
-        "truncated_images": outcome.num_warnings,
+        **counts,
+        "batches": len(plan.batches),
+        "tokens_a_batch": plan.shape.tokens,
         "attention": "varlen" if on_gpu and args.dtype != "float32" else "sdpa",
+        "compiled": args.compile,
         "device": torch.cuda.get_device_name(args.device) if on_gpu else platform.processor() or platform.machine(),
-        "images_per_second": round(outcome.images_per_second, 2),
+        "processes": len(outcomes),
+        "images_per_second": round(sum(outcome.images_per_second for outcome in outcomes), 2),
+        "waited_for_images": round(max(outcome.wait_share for outcome in outcomes), 4),
         "seed": None,  # nothing here is random
         **describe_software(("torch", "transformers", "peft", "pillow")),
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def _report(args: Namespace, outcome: Outcome) -> None:
-    if outcome.num_rows:
+def _report(args: Namespace, outcomes: list[Outcome], counts: dict[str, int]) -> None:
+    if counts["rows"]:
         for line in accuracy_lines([read_detector(args.output_csv)]):
             print(line)
-    print(f"{outcome.num_rows} images in {args.output_csv}", end="")
-    print(f" ({outcome.images_per_second:.1f} images/s)" if outcome.num_scored else " (all of them were there already)")
-    if outcome.num_warnings:
-        print(f"{outcome.num_warnings} truncated images, decoded as far as they go: {warnings_path(args.output_csv)}")
-    if outcome.num_errors:
+    scored = sum(outcome.num_scored for outcome in outcomes)
+    speed = f"{sum(outcome.images_per_second for outcome in outcomes):.1f} images/s"
+    waited = f"{max(outcome.wait_share for outcome in outcomes):.0%} of the time spent waiting for images"
+    print(f"{counts['rows']} images in {args.output_csv}")
+    print(f"{scored} of them now, {speed}, {waited}" if scored else "all of them were there already")
+    if counts["warnings"]:
+        found = f"{counts['warnings']} truncated images, decoded as far as they go"
+        print(f"{found}: {warnings_path(args.output_csv)}")
+    if counts["errors"]:
         raise InputError(
             errors_path(args.output_csv),
-            found=f"{outcome.num_errors} images without an answer",
+            found=f"{counts['errors']} images without an answer",
             expected="an answer for each",
             remedy="see the file for the reasons; with the images mended, --overwrite scores all again",
         )

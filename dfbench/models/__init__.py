@@ -43,10 +43,12 @@ def _prompt(family: str | None, checkpoint: Path, protocol: str) -> Prompt:
     )
 
 
-def load_scorer(prompt: Prompt, *, device: str, dtype: str, adapter: Path | None = None) -> Scorer:
-    """The GPU side of the same checkpoint, weights loaded."""
+def load_scorer(
+    prompt: Prompt, *, device: str, dtype: str, adapter: Path | None = None, compiled: bool = False
+) -> Scorer:
+    """The GPU side of the same checkpoint, weights loaded; `compiled` as in `Scorer`."""
     from dfbench.models.internvl import InternVLPrompt, InternVLScorer
     from dfbench.models.qwen2_5_vl import QwenScorer
 
     model = load_model(prompt.checkpoint, device=device, dtype=dtype, adapter=adapter)
-    return (InternVLScorer if isinstance(prompt, InternVLPrompt) else QwenScorer)(model, prompt)
+    return (InternVLScorer if isinstance(prompt, InternVLPrompt) else QwenScorer)(model, prompt, compiled=compiled)

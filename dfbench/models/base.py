@@ -2,29 +2,46 @@
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftConfig, PeftModel
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from dfbench.errors import InputError, shorten
+from dfbench.models.fused import fuse_decoder_layer
+from dfbench.models.packed import PackShape, Prefix, decode_last, decode_prefix, decoder_layer, two_letter_logits
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass
 class Prepared:
-    """One image's prompt, ready to be packed: token ids int64 (L,) and pixels uint8, in the family's own layout."""
+    """One image's prompt, ready to be packed: token ids int64 (L,) and pixels uint8, in the family's own layout.
+
+    grid: patches of the image, (rows, columns), where the family needs them.
+    """
 
     input_ids: Tensor
     pixels: Tensor
     grid: tuple[int, int] = (0, 0)
+
+
+class Cost(NamedTuple):
+    """What one prompt takes of a batch: tokens (shared prefix left out), tiles or patches, attention windows."""
+
+    tokens: int
+    vision: int
+    windows: int = 0
 
 
 class Prompt(ABC):
@@ -32,34 +49,103 @@ class Prompt(ABC):
     alike.
 
     letters: token ids of A and B as they follow the prompt.
+    prefix: token ids that every prompt of the run begins with (see `share_prefix`).
+    depends_on_size: whether `cost` depends on the image at all.
     """
 
     checkpoint: Path
+    image_token_id: int
     letters: tuple[int, int]
+    prefix: list[int]
+    depends_on_size: bool
+
+    @abstractmethod
+    def text(self, question: str, image_size: int) -> str:
+        """The whole prompt as text, up to where the answer begins; the image's `image_size` tiles or tokens written out."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a whole prompt's text."""
 
     @abstractmethod
     def prepare(self, question: str, rgb: Image.Image) -> Prepared:
-        """The prompt of one RGB image up to where the answer begins."""
+        """The prompt of one RGB image up to where the answer begins. Raises ImageError for impossible proportions."""
 
     @abstractmethod
-    def collate(self, prepared: list[Prepared]) -> dict[str, Tensor]:
-        """Pack several prompts into one batch of CPU tensors."""
+    def cost(self, question: str, width: int, height: int) -> Cost:
+        """What `prepare` would give for an image of this size, without the image."""
+
+    @abstractmethod
+    def collate(self, prepared: list[Prepared], shape: PackShape | None = None) -> dict[str, Any]:
+        """Pack prompts into one batch on the CPU, filled up to `shape`; each value has `.to` and `.pin_memory`."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Protocol, prompt and image processing, for the metadata of a run."""
 
+    def share_prefix(self, questions: Iterable[str]) -> None:
+        """Set `prefix` to what the prompts of these questions have in common before the image."""
+        openings = {question.partition("<image>")[0] if "<image>" in question else "" for question in questions}
+        prompts = [self.encode(self.text(opening + "<image>?", 1)) for opening in openings]
+        self.prefix = os.path.commonprefix([ids[: ids.index(self.image_token_id)] for ids in prompts])
+
+    def cost_of(self, prepared: Prepared) -> Cost:
+        """The cost of a prepared prompt; its windows are not counted."""
+        return Cost(len(prepared.input_ids) - len(self.prefix), len(prepared.pixels))
+
+    def own_ids(self, prepared: Prepared) -> Tensor:
+        """A prompt's token ids after the shared prefix."""
+        length = len(self.prefix)
+        assert prepared.input_ids[:length].tolist() == self.prefix, "share_prefix has not seen this question"
+        return prepared.input_ids[length:]
+
 
 class Scorer(ABC):
-    """The GPU side: a packed batch -> two logits for each image."""
+    """The GPU side: a packed batch -> two logits for each image.
 
-    def __init__(self, model: PreTrainedModel, prompt: Prompt) -> None:
+    compiled: compile the layers; every batch must then be filled up to one PackShape.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompt: Prompt, *, compiled: bool = False) -> None:
         self.model, self.prompt = model, prompt
         self.device, self.dtype = model.device, model.dtype
+        self.language = model.model.language_model
+        for layer in self.language.layers:
+            fuse_decoder_layer(layer)
+        self._run_layer = self.compile(decoder_layer, compiled)
+
+    @staticmethod
+    def compile(function: Callable, compiled: bool) -> Callable:
+        return torch.compile(function, dynamic=False, fullgraph=True) if compiled else function
+
+    @cached_property
+    def prefix(self) -> Prefix:
+        """Keys and values of the shared prefix, computed once."""
+        hidden = self.language.embed_tokens(torch.tensor(self.prompt.prefix, device=self.device))
+        positions = torch.arange(len(hidden), device=self.device)
+        cos, sin = self.rotation(hidden, positions)
+        return decode_prefix(self.language.layers, hidden, cos, sin)
+
+    def rotation(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotary cosines and sines (N, D) of positions int64 (N,)."""
+        cos, sin = self.language.rotary_emb(hidden[None], positions[None])
+        return cos[0], sin[0]
 
     @abstractmethod
-    def logits(self, batch: dict[str, Tensor]) -> Tensor:
-        """Logits of A and B: a collated batch on the model's device -> float32 (B, 2)."""
+    def image_features(self, batch: dict[str, Any]) -> Tensor:
+        """The vision tower and projector: (image tokens, C), in the order of the image tokens, filling at the end."""
+
+    @torch.inference_mode()
+    def logits(self, batch: dict[str, Any]) -> Tensor:
+        """Logits of A and B: a collated batch on the model's device -> float32 (B, 2), B without filling."""
+        features, slots = self.image_features(batch), batch["image_slots"]
+        hidden = self.language.embed_tokens(batch["input_ids"])
+        hidden[slots] = features[: len(slots)].to(hidden.dtype)
+        cos, sin = self.rotation(hidden, batch["positions"])
+        last = decode_last(self.language.layers, hidden, cos, sin, batch["layout"], self.prefix, self._run_layer)
+        return two_letter_logits(self.model.lm_head, self.language.norm(last), self.prompt.letters)[
+            : len(batch["count"])
+        ]
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
@@ -91,9 +177,14 @@ def load_model(checkpoint: Path, *, device: str, dtype: str, adapter: Path | Non
     """
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(
-            checkpoint, dtype=DTYPES[dtype], device_map=device, attn_implementation="sdpa", output_loading_info=True
+            checkpoint,
+            dtype=DTYPES[dtype],
+            device_map=device,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise _unusable(checkpoint, error, "a complete checkpoint", "download the weights again") from None
     for kind in ("missing_keys", "mismatched_keys"):
         if report[kind]:
@@ -122,7 +213,7 @@ def _with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
         PeftConfig.from_pretrained(adapter)
         wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=False)
         loaded = wrapped.load_adapter(adapter, "default", is_trainable=False)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise _unusable(
             adapter, error, "a LoRA adapter of this model", "name the adapter that was trained on it"
         ) from None

@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, InternVLConfig, InternVLForConditionalGeneration
 
 from dfbench.errors import InputError
 from dfbench.letters import letter_ids
-from dfbench.models.base import Prepared, Prompt, Scorer
-from dfbench.models.packed import Segments, decode_last, two_letter_logits
+from dfbench.models.base import Cost, Prepared, Prompt, Scorer
+from dfbench.models.fused import fuse_vision_block, project_qkv
+from dfbench.models.packed import Layout, PackShape, fill_up
 
 SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 """System text of upstream's conversation template `internlm2-chat`; part of what the models were trained on."""
@@ -58,8 +60,10 @@ class InternVLPrompt(Prompt):
         self.max_tiles = MAX_TILES
         if protocol == "native":
             self.max_tiles = AutoImageProcessor.from_pretrained(checkpoint, backend="pil").max_patches
-        text = self.text("<image>\n?", num_tiles=1)
-        self.letters = letter_ids(self._encode, text, checkpoint)
+        text = self.text("<image>\n?", 1)
+        self.letters = letter_ids(self.encode, text, checkpoint)
+        self.share_prefix(["<image>"])
+        self.depends_on_size = protocol == "native"
 
     def describe(self) -> dict[str, Any]:
         side = round(self.shape.tile * IMAGE_SIDE_IN_TILES)
@@ -71,7 +75,6 @@ class InternVLPrompt(Prompt):
         }
 
     def text(self, question: str, num_tiles: int) -> str:
-        """The whole prompt as text, image tokens written out, up to where the answer begins."""
         image = "<img>" + "<IMG_CONTEXT>" * (self.shape.tokens_per_tile * num_tiles) + "</img>"
         if self.protocol == "native":
             turn = [{"type": "image"}, {"type": "text", "text": question.replace("<image>", "").strip()}]
@@ -89,7 +92,7 @@ class InternVLPrompt(Prompt):
         """Token ids of the prompt, the first being BOS where the language model is InternLM's."""
         return list(_cached_ids(self, question, num_tiles))
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         return [self.tokenizer.bos_token_id, *ids] if self.shape.starts_with_bos else ids
 
@@ -111,23 +114,35 @@ class InternVLPrompt(Prompt):
         tiles = self.tiles(rgb)
         return Prepared(torch.tensor(self.input_ids(question, len(tiles))), torch.from_numpy(tiles))
 
-    def collate(self, prepared: list[Prepared]) -> dict[str, Tensor]:
-        """Pack prompts: input_ids and positions int64 (N,), lengths int64 (B,), image_slots int64 (image tokens,),
-        pixels uint8 (T, 3, tile, tile).
+    def cost(self, question: str, width: int, height: int) -> Cost:
+        if self.protocol == "upstream":
+            width = height = round(self.shape.tile * IMAGE_SIDE_IN_TILES)
+        columns, rows = closest_grid(width, height, self.max_tiles, self.shape.tile)
+        num_tiles = columns * rows + (columns * rows > 1)
+        return Cost(len(self.input_ids(question, num_tiles)) - len(self.prefix), num_tiles)
+
+    def collate(self, prepared: list[Prepared], shape: PackShape | None = None) -> dict[str, Any]:
+        """Pack prompts: input_ids and positions int64 (N,), image_slots int64 (image tokens,), pixels uint8
+        (T, 3, tile, tile), layout, and count (B,).
         """
-        input_ids = torch.cat([item.input_ids for item in prepared])
+        own = [self.own_ids(item) for item in prepared]
+        lengths = torch.tensor([len(ids) for ids in own])
+        tokens, tiles = (shape.tokens, shape.vision) if shape else (None, None)
+        input_ids = torch.cat(own)
+        start = len(self.prefix)
         return {
-            "input_ids": input_ids,
-            "positions": torch.cat([torch.arange(len(item.input_ids)) for item in prepared]),
-            "lengths": torch.tensor([len(item.input_ids) for item in prepared]),
+            "input_ids": fill_up(input_ids, tokens),
+            "positions": fill_up(torch.cat([torch.arange(start, start + len(ids)) for ids in own]), tokens),
+            "layout": Layout.of(lengths, start, shape),
             "image_slots": (input_ids == self.image_token_id).nonzero().flatten(),
-            "pixels": torch.cat([item.pixels for item in prepared]),
+            "pixels": fill_up(torch.cat([item.pixels for item in prepared]), tiles),
+            "count": lengths,
         }
 
 
 @lru_cache(maxsize=256)
 def _cached_ids(prompt: InternVLPrompt, question: str, num_tiles: int) -> tuple[int, ...]:
-    return tuple(prompt._encode(prompt.text(question, num_tiles)))
+    return tuple(prompt.encode(prompt.text(question, num_tiles)))
 
 
 def closest_grid(width: int, height: int, max_tiles: int, tile: int) -> tuple[int, int]:
@@ -152,7 +167,8 @@ def closest_grid(width: int, height: int, max_tiles: int, tile: int) -> tuple[in
 def pixel_table() -> Tensor:
     """uint8 -> value normalised with ImageNet's mean and deviation, by channel: float32 (3, 256).
 
-    The order of operations is torchvision's (ToTensor, then Normalize), so that the values are upstream's to the last bit.
+    The order of operations is torchvision's (ToTensor, then Normalize), so that the values are upstream's to the last
+    bit.
     """
     levels = torch.arange(256, dtype=torch.uint8).float().div(255)[:, None]
     return levels.sub(torch.tensor(IMAGENET_MEAN)).div(torch.tensor(IMAGENET_STD)).T.contiguous()
@@ -161,30 +177,48 @@ def pixel_table() -> Tensor:
 class InternVLScorer(Scorer):
     """Logits of A and B by one packed prefill of an `InternVLForConditionalGeneration`."""
 
-    def __init__(self, model: InternVLForConditionalGeneration, prompt: InternVLPrompt) -> None:
-        super().__init__(model, prompt)
-        config = model.config
-        if config.vision_feature_layer != -1:
+    def __init__(
+        self, model: InternVLForConditionalGeneration, prompt: InternVLPrompt, *, compiled: bool = False
+    ) -> None:
+        super().__init__(model, prompt, compiled=compiled)
+        if model.config.vision_feature_layer != -1:
             raise InputError(
                 prompt.checkpoint,
-                found=f"vision_feature_layer {config.vision_feature_layer}",
+                found=f"vision_feature_layer {model.config.vision_feature_layer}",
                 expected="-1, the last one",
                 remedy="use a checkpoint of the InternVL2.5 or InternVL3 family",
             )
         self.table = pixel_table().to(self.device, self.dtype)
+        for block in model.model.vision_tower.encoder.layer:
+            fuse_vision_block(block)
+        self._run_block = self.compile(vision_block, compiled)
 
     def pixel_values(self, tiles: Tensor) -> Tensor:
         """uint8 (T, 3, tile, tile) -> normalised values of the model's dtype, the same shape."""
         channel = torch.arange(3, device=tiles.device)[None, :, None, None]
         return self.table[channel, tiles.long()]
 
-    @torch.inference_mode()
-    def logits(self, batch: dict[str, Tensor]) -> Tensor:
-        body, language = self.model.model, self.model.model.language_model
-        features = body.get_image_features(self.pixel_values(batch["pixels"]), return_dict=True).pooler_output
-        hidden = language.embed_tokens(batch["input_ids"])
-        hidden[batch["image_slots"]] = features.flatten(0, 1).to(hidden.dtype)
-        cos, sin = language.rotary_emb(hidden[None], batch["positions"][None])
-        prompts = Segments.of(batch["lengths"].tolist(), hidden.device)
-        last = decode_last(language.layers, hidden, cos[0], sin[0], prompts)
-        return two_letter_logits(self.model.lm_head, language.norm(last), self.prompt.letters)
+    def image_features(self, batch: dict[str, Any]) -> Tensor:
+        body = self.model.model
+        tower = body.vision_tower
+        hidden = tower.embeddings(self.pixel_values(batch["pixels"]))
+        for block in tower.encoder.layer:
+            hidden = self._run_block(block, hidden)
+        patches = tower.layernorm(hidden)[:, 1:]  # without the class token
+        side = round(patches.shape[1] ** 0.5)
+        shuffled = body.pixel_shuffle(
+            patches.unflatten(1, (side, side)), scale_factor=self.model.config.downsample_ratio
+        )
+        return body.multi_modal_projector(shuffled.flatten(1, 2)).flatten(0, 1)
+
+
+def vision_block(block: torch.nn.Module, hidden: Tensor) -> Tensor:
+    """One block of InternViT: hidden (T, tokens, C) -> the same shape; each tile attends to itself only."""
+    attention = block.attention
+    query, key, value = project_qkv(attention, block.layernorm_before(hidden))
+    query, key = (
+        norm(part.flatten(2)).view_as(part) for norm, part in ((attention.q_norm, query), (attention.k_norm, key))
+    )
+    attended = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (query, key, value)))
+    hidden = hidden + block.lambda_1 * attention.projection_layer(attended.transpose(1, 2).flatten(2))
+    return hidden + block.lambda_2 * block.mlp(block.layernorm_after(hidden))

@@ -1,62 +1,87 @@
-"""Packed prefill: several prompts in one sequence, no padding, hidden states of each prompt's last token only.
+"""Packed prefill: several prompts in one sequence, no padding between them, hidden states of each prompt's last token
+only.
 
-The modules and weights are transformers'; only the order of the calls is ours. Shapes: N tokens of all prompts
-together, B prompts, C hidden size, H heads, D head size.
+The modules and weights are transformers'; only the order of the calls is ours. Three exact savings:
+
+- The tokens before the image (system text and the like) are the same in every prompt: their keys and values are
+  computed once
+  and put in front of each prompt's own.
+- The last layer's queries, output projection and MLP are computed for each prompt's last token only: nothing reads the
+  others.
+- Of the output head two rows are used.
+
+Shapes: N tokens of all prompts together, B prompts, P tokens of the shared prefix, C hidden size, H heads, Hkv
+    key-value heads, D head size.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dfbench.models.fused import gated, project_qkv
+
 
 @dataclass(frozen=True)
 class Segments:
-    """Where the prompts (or vision windows) of a packed sequence begin and end.
+    """Where the prompts (or images, or windows) of a packed sequence begin and end.
 
-    bounds: int32 (B + 1,), on the tokens' device; segment i is [bounds[i], bounds[i + 1]).
-    lengths: the same as Python numbers, for the loop over segments and the kernel's launch size.
+    bounds: int32 (B + 1,); segment i is [bounds[i], bounds[i + 1]). Empty segments are allowed at the end, and tokens
+        after
+        the last bound belong to none: both serve to keep shapes fixed.
+    longest: no segment is longer. A kernel's launch size, so a round number serves as well.
     """
 
     bounds: Tensor
-    lengths: tuple[int, ...]
+    longest: int
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> "Segments":
-        lengths = tuple(int(length) for length in lengths)
-        bounds = F.pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0))
-        return cls(bounds.to(device, non_blocking=True), lengths)
+    def of(cls, lengths: Sequence[int] | Tensor, *, size: int | None = None, longest: int | None = None) -> "Segments":
+        """Segments of these lengths, on the CPU; with empty ones after them where `size` asks for more."""
+        lengths = torch.as_tensor(lengths, dtype=torch.int32)
+        bounds = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+        if size is not None:
+            bounds = torch.cat([bounds, bounds[-1:].expand(size + 1 - len(bounds))])
+        return cls(bounds, int(lengths.max()) if longest is None else longest)
 
-    @property
-    def last(self) -> Tensor:
-        """Index of each segment's last token: int64 (B,)."""
-        return self.bounds[1:].long() - 1
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Segments":
+        return Segments(self.bounds.to(device, non_blocking=non_blocking), self.longest)
+
+    def pin_memory(self) -> "Segments":
+        return Segments(self.bounds.pin_memory(), self.longest)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, queries: Segments, keys: Segments, *, causal: bool) -> Tensor:
     """Attention inside each segment: query (Nq, H, D), key and value (Nk, Hkv, D) -> (Nq, H, D), H a multiple of Hkv.
 
-    Segments of one query see their whole key segment, which is what causal attention gives the last token.
+    Causal: the last query of a segment sees all of its keys, the one before it all but the last, and so on.
     """
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         from torch.nn.attention.varlen import varlen_attn
 
         window = (-1, 0) if causal else (-1, -1)
-        most = max(queries.lengths), max(keys.lengths)
-        return varlen_attn(query, key, value, queries.bounds, keys.bounds, *most, window_size=window)
-    parts = zip(
-        query.split(queries.lengths), key.split(keys.lengths), value.split(keys.lengths), strict=True
-    )  # the float32 and CPU way
-    return torch.cat([_attend_one(q, k, v, causal=causal and len(q) > 1) for q, k, v in parts])
+        longest = queries.longest, keys.longest
+        return varlen_attn(query, key, value, queries.bounds, keys.bounds, *longest, window_size=window)
+    return _attend_one_by_one(query, key, value, queries, keys, causal)
 
 
-def _attend_one(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
-    q, k, v = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])[0].transpose(
-        0, 1
-    )
+def _attend_one_by_one(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys: Segments, causal: bool) -> Tensor:
+    """The same without a kernel for it: float32, and every CPU."""
+    q_lengths, k_lengths = queries.bounds.diff().tolist(), keys.bounds.diff().tolist()
+    rows = len(q)
+    q, k, v = q[: sum(q_lengths)], k[: sum(k_lengths)], v[: sum(k_lengths)]
+    outputs = []
+    for one_q, one_k, one_v in zip(q.split(q_lengths), k.split(k_lengths), v.split(k_lengths), strict=True):
+        mask = None
+        if causal and len(one_q) > 1:
+            offset = len(one_k) - len(one_q)
+            mask = torch.ones(len(one_q), len(one_k), dtype=torch.bool, device=q.device).tril(offset)
+        batched = (tensor.transpose(0, 1)[None] for tensor in (one_q, one_k, one_v))
+        attended = F.scaled_dot_product_attention(*batched, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+        outputs.append(attended[0].transpose(0, 1))
+    return fill_up(torch.cat(outputs), rows)
 
 
 def rotate(tensor: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -65,42 +90,134 @@ def rotate(tensor: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return tensor * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
 
 
-def decode_last(layers: Sequence[nn.Module], hidden: Tensor, cos: Tensor, sin: Tensor, prompts: Segments) -> Tensor:
-    """Run a llama-like decoder (Llama, Qwen2, Qwen2.5-VL) over packed prompts: hidden (N, C) -> (B, C), before the
-    final norm.
+Prefix = list[tuple[Tensor, Tensor]]
+"""Keys (after rotation) and values of the tokens that all prompts begin with: one pair (P, Hkv, D) a layer."""
 
-    The last layer's queries, output projection and MLP are computed for the last token of each prompt only: nothing
-    reads the others.
+
+@dataclass(frozen=True)
+class Layout:
+    """How the prompts of a batch lie in its sequence; what `decode_last` needs to know besides the hidden states.
+
+    queries: the prompts without the shared prefix. keys: with it.
+    key_rows: int64 (keys,), for each key its row in [prefix; the batch's own tokens].
+    last: int64 (B,), row of each prompt's last token. ends: one query a prompt.
     """
-    for layer in layers[:-1]:
-        hidden = _decoder_layer(layer, hidden, hidden, cos, sin, prompts, prompts)
-    last = prompts.last
-    ends = Segments(torch.arange(len(last) + 1, dtype=torch.int32, device=hidden.device), (1,) * len(last))
-    return _decoder_layer(layers[-1], hidden[last], hidden, cos, sin, ends, prompts, rows=last)
+
+    queries: Segments
+    keys: Segments
+    key_rows: Tensor
+    last: Tensor
+    ends: Segments
+
+    @classmethod
+    def of(cls, lengths: Tensor, prefix: int, shape: "PackShape | None" = None) -> "Layout":
+        """Layout of prompts of these lengths (prefix left out), on the CPU, filled up to `shape` where there is one."""
+        size = shape.prompts if shape else len(lengths)
+        tokens = shape.tokens if shape else int(lengths.sum())
+        longest = shape.longest if shape else int(lengths.max())
+        queries = Segments.of(lengths, size=size, longest=longest)
+        keys = Segments.of(lengths + prefix, size=size, longest=longest + prefix)
+        # Key j of prompt i is row j of the prefix, or else row j - prefix of the prompt's own tokens, which start at
+        # i's bound.
+        prompt = torch.arange(len(lengths)).repeat_interleave(lengths + prefix)
+        place = torch.arange(len(prompt)) - keys.bounds[prompt]
+        rows = torch.zeros(tokens + size * prefix, dtype=torch.int64)
+        rows[: len(prompt)] = torch.where(place < prefix, place, queries.bounds[prompt] + place)
+        last = (queries.bounds[1:].long() - 1).clamp(min=0)
+        return cls(queries, keys, rows, last, Segments.of(torch.ones(len(lengths)), size=size, longest=1))
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Layout":
+        return self._each(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Layout":
+        return self._each(lambda part: part.pin_memory())
+
+    def _each(self, change: Callable) -> "Layout":
+        return Layout(*(change(getattr(self, part.name)) for part in fields(self)))
 
 
-def _decoder_layer(
+@dataclass(frozen=True)
+class PackShape:
+    """The fixed shape of every batch of a run, so that compiled code serves them all; smaller batches are filled up.
+
+    tokens, prompts: of the language model, shared prefix left out. longest: tokens of the longest prompt.
+    vision: tiles (InternVL) or patches (Qwen2.5-VL). windows: attention windows of the vision tower.
+    """
+
+    tokens: int
+    prompts: int
+    longest: int
+    vision: int
+    windows: int = 0
+
+
+def fill_up(tensor: Tensor, size: int | None, dim: int = 0) -> Tensor:
+    """The tensor with zeros after it along `dim`, up to `size` (None: as it is)."""
+    if size is None or tensor.shape[dim] == size:
+        return tensor
+    shape = list(tensor.shape)
+    shape[dim] = size - shape[dim]
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim)
+
+
+def decode_prefix(layers: Sequence[nn.Module], hidden: Tensor, cos: Tensor, sin: Tensor) -> Prefix:
+    """Keys and values of one sequence of P tokens in every layer: hidden (P, C), cos and sin (P, D)."""
+    whole = Segments.of([len(hidden)]).to(hidden.device)
+    pairs = []
+    for layer in layers:
+        query, key, value = project_qkv(layer.self_attn, layer.input_layernorm(hidden))
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        pairs.append((key, value))
+        hidden = _after_attention(layer, hidden, attend(query, key, value, whole, whole, causal=True))
+    return pairs
+
+
+def decode_last(
+    layers: Sequence[nn.Module], hidden: Tensor, cos: Tensor, sin: Tensor, layout: Layout, prefix: Prefix, run: Callable
+) -> Tensor:
+    """A llama-like decoder (Llama, Qwen2, Qwen2.5-VL) over packed prompts: hidden (N, C) -> (B, C), before the final
+    norm.
+
+    run: `decoder_layer`, or a compiled form of it.
+    """
+    shared = (cos, sin, layout.keys.bounds, layout.keys.longest, layout.key_rows)
+    for layer, pair in zip(layers[:-1], prefix[:-1], strict=True):
+        hidden = run(layer, hidden, *pair, *shared, layout.queries.bounds, layout.queries.longest, None)
+    return run(layers[-1], hidden, *prefix[-1], *shared, layout.ends.bounds, 1, layout.last)
+
+
+def decoder_layer(
     layer: nn.Module,
-    asking: Tensor,
     hidden: Tensor,
+    prefix_key: Tensor,
+    prefix_value: Tensor,
     cos: Tensor,
     sin: Tensor,
-    queries: Segments,
-    keys: Segments,
-    rows: Tensor | None = None,
+    key_bounds: Tensor,
+    longest_key: int,
+    key_rows: Tensor,
+    query_bounds: Tensor,
+    longest_query: int,
+    asking: Tensor | None,
 ) -> Tensor:
-    """One decoder layer: tokens `asking` (Nq, C) attend to all tokens `hidden` (N, C); `rows` are theirs in `hidden`."""
-    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
-    normed_asking, cos_q, sin_q = (normed, cos, sin) if rows is None else (normed[rows], cos[rows], sin[rows])
-    shape = (-1, attention.head_dim)
-    query = rotate(attention.q_proj(normed_asking).unflatten(-1, shape), cos_q, sin_q)
-    key = rotate(attention.k_proj(normed).unflatten(-1, shape), cos, sin)
-    value = attention.v_proj(normed).unflatten(-1, shape)
-    asking = asking + attention.o_proj(attend(query, key, value, queries, keys, causal=True).flatten(1))
-    return asking + layer.mlp(layer.post_attention_layernorm(asking))
+    """One decoder layer, flat arguments so that one compiled form serves all layers: hidden (N, C) -> (N, C).
+
+    asking: int64 (B,), the rows whose output is wanted -> (B, C); None for all.
+    """
+    query, key, value = project_qkv(layer.self_attn, layer.input_layernorm(hidden), asking)
+    key = torch.cat([prefix_key, rotate(key, cos, sin)])[key_rows]
+    value = torch.cat([prefix_value, value])[key_rows]
+    if asking is not None:
+        hidden, cos, sin = hidden[asking], cos[asking], sin[asking]
+    queries, keys = Segments(query_bounds, longest_query), Segments(key_bounds, longest_key)
+    return _after_attention(layer, hidden, attend(rotate(query, cos, sin), key, value, queries, keys, causal=True))
+
+
+def _after_attention(layer: nn.Module, hidden: Tensor, attended: Tensor) -> Tensor:
+    hidden = hidden[: len(attended)] + layer.self_attn.o_proj(attended.flatten(1))
+    return hidden + gated(layer.mlp, layer.post_attention_layernorm(hidden))
 
 
 def two_letter_logits(head: nn.Linear, hidden: Tensor, letters: tuple[int, int]) -> Tensor:
     """Logits of the two letters alone, two rows of the head: hidden (B, C) -> float32 (B, 2)."""
-    rows = head.weight[list(letters)]
-    return F.linear(hidden, rows).float()
+    return F.linear(hidden, head.weight[list(letters)]).float()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from qwen_vl_utils.vision_process import smart_resize
 from torch import Tensor
@@ -19,8 +20,9 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from dfbench.images import ImageError
 from dfbench.letters import letter_ids
-from dfbench.models.base import Prepared, Prompt, Scorer
-from dfbench.models.packed import Segments, attend, decode_last, rotate, two_letter_logits
+from dfbench.models.base import Cost, Prepared, Prompt, Scorer
+from dfbench.models.fused import fuse_vision_block, gated
+from dfbench.models.packed import Layout, PackShape, Segments, attend, fill_up, rotate
 
 SYSTEM = "You are a helpful assistant."
 
@@ -39,18 +41,21 @@ class QwenPrompt(Prompt):
         self.tokenizer, image_processor = processor.tokenizer, processor.image_processor
         self.patch, self.merge = image_processor.patch_size, image_processor.merge_size
         self.table = _normalisation_table(image_processor)
-        self.letters = letter_ids(self._encode, self.text("<image>?", num_tokens=1), checkpoint)
+        text = self.text("<image>?", 1)
+        self.image_token_id = self.config.image_token_id
+        self.letters = letter_ids(self.encode, text, checkpoint)
+        self.share_prefix(["<image>"])
+        self.depends_on_size = True
 
     def describe(self) -> dict[str, Any]:
         return {
             "protocol": "qwen2_5_vl",
-            "prompt": self.text("{question}", num_tokens=0),
+            "prompt": self.text("{question}", 0),
             "image": f"RGB, PIL bicubic, sides multiples of {self.patch * self.merge}, "
             f"{MIN_PIXELS} to {MAX_PIXELS} pixels",
         }
 
     def text(self, question: str, num_tokens: int) -> str:
-        """The whole prompt as text, image tokens written out, up to where the answer begins."""
         image = "<|vision_start|>" + "<|image_pad|>" * num_tokens + "<|vision_end|>"
         if "<image>" not in question:
             question = "<image>" + question
@@ -62,24 +67,31 @@ class QwenPrompt(Prompt):
     def input_ids(self, question: str, num_tokens: int) -> list[int]:
         return list(_cached_ids(self, question, num_tokens))
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
-    def resized(self, rgb: Image.Image) -> np.ndarray:
-        """An RGB image at the size that the model sees: uint8 (height, width, 3). Raises ImageError beyond 200:1."""
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) that the model sees. Raises ImageError beyond 200:1."""
+        bounds = {"min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS}
         try:
-            height, width = smart_resize(
-                rgb.height, rgb.width, factor=self.patch * self.merge, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS
-            )
+            height, width = smart_resize(height, width, factor=self.patch * self.merge, **bounds)
         except ValueError as error:
-            raise ImageError(f"{rgb.width}x{rgb.height} pixels: {error}") from None
-        return np.asarray(rgb.resize((width, height)))
+            raise ImageError(f"{width}x{height} pixels: {error}") from None
+        return width, height
 
     def prepare(self, question: str, rgb: Image.Image) -> Prepared:
-        pixels = self.resized(rgb)
-        rows, columns = pixels.shape[0] // self.patch, pixels.shape[1] // self.patch
+        width, height = self.size(*rgb.size)
+        pixels = np.asarray(rgb.resize((width, height)))
+        rows, columns = height // self.patch, width // self.patch
         ids = self.input_ids(question, rows * columns // self.merge**2)
         return Prepared(torch.tensor(ids), torch.from_numpy(self._patches(pixels)), (rows, columns))
+
+    def cost(self, question: str, width: int, height: int) -> Cost:
+        width, height = self.size(width, height)
+        patches = width * height // self.patch**2
+        tokens = len(self.input_ids(question, patches // self.merge**2)) - len(self.prefix)
+        window = self.config.vision_config.window_size
+        return Cost(tokens, patches, -(-width // window) * -(-height // window))
 
     def _patches(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (height, width, 3) -> uint8 (patches, 3, patch, patch), merge blocks of 2x2 patches together."""
@@ -88,43 +100,54 @@ class QwenPrompt(Prompt):
         blocks = pixels.reshape(pixels.shape[0] // block, merge, patch, pixels.shape[1] // block, merge, patch, 3)
         return blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, patch, patch)
 
-    def collate(self, prepared: list[Prepared]) -> dict[str, Tensor]:
+    def collate(self, prepared: list[Prepared], shape: PackShape | None = None) -> dict[str, Any]:
         """Pack prompts and patches.
 
-        input_ids int64 (N,), positions int64 (3, N), lengths int64 (B,), image_slots int64 (merged patches,), pixels
-        uint8 (P, 3, patch, patch), and for the vision tower: patch_positions int64 (P, 2), image_lengths int64 (B,),
-        window_order int64 (P / 4,), window_lengths int64 (windows,).
+        input_ids int64 (N,), positions int64 (3, N), image_slots int64 (image tokens,), pixels uint8 (P, 3, patch,
+        patch), layout, count (B,), and for the vision tower: patch_positions int64 (P, 2), images and windows
+        (Segments), window_order int64 (P / 4,).
         """
-        input_ids = torch.cat([item.input_ids for item in prepared])
+        own = [self.own_ids(item) for item in prepared]
+        lengths = torch.tensor([len(ids) for ids in own])
+        input_ids = torch.cat(own)
         vision = self.config.vision_config
         grids = torch.tensor([[1, *item.grid] for item in prepared])
         order, bounds = get_vision_window_index(grids, self.merge, vision.window_size, self.patch)
+        tokens, patches = (shape.tokens, shape.vision) if shape else (None, None)
+        order = torch.cat([order, torch.arange(len(order), patches // self.merge**2)]) if shape else order
+        longest = shape.longest * self.merge**2 if shape else None
         return {
-            "input_ids": input_ids,
-            "positions": torch.cat([self._positions(item) for item in prepared], dim=1),
-            "lengths": torch.tensor([len(item.input_ids) for item in prepared]),
-            "image_slots": (input_ids == self.config.image_token_id).nonzero().flatten(),
-            "pixels": torch.cat([item.pixels for item in prepared]),
-            "patch_positions": get_vision_position_ids(grids, self.merge),
-            "image_lengths": grids.prod(dim=1),
+            "input_ids": fill_up(input_ids, tokens),
+            "positions": fill_up(torch.cat([self._positions(item) for item in prepared], dim=1), tokens, dim=1),
+            "layout": Layout.of(lengths, len(self.prefix), shape),
+            "image_slots": (input_ids == self.image_token_id).nonzero().flatten(),
+            "pixels": fill_up(torch.cat([item.pixels for item in prepared]), patches),
+            "patch_positions": fill_up(get_vision_position_ids(grids, self.merge), patches),
+            "images": Segments.of(grids.prod(dim=1), size=shape and shape.prompts, longest=longest),
+            "windows": Segments.of(bounds.diff(), size=shape and shape.windows, longest=self._window_patches),
             "window_order": order,
-            "window_lengths": bounds.diff().long(),
+            "count": lengths,
         }
 
+    @property
+    def _window_patches(self) -> int:
+        return (self.config.vision_config.window_size // self.patch) ** 2
+
     def _positions(self, item: Prepared) -> Tensor:
-        """Temporal, height and width positions of one prompt, int64 (3, L): text counts on from the larger side."""
+        """Temporal, height and width positions of one prompt after the shared prefix, int64 (3, L): text counts on from
+        the image's larger side.
+        """
         rows, columns = item.grid[0] // self.merge, item.grid[1] // self.merge
-        start = int((item.input_ids == self.config.image_token_id).nonzero()[0])
-        after = len(item.input_ids) - start - rows * columns
+        start = item.input_ids.tolist().index(self.image_token_id)
         height, width = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
         image = torch.stack([torch.zeros_like(height), height, width]).flatten(1) + start
-        tail = torch.arange(after) + start + max(rows, columns)
-        return torch.cat([torch.arange(start).expand(3, -1), image, tail.expand(3, -1)], dim=1)
+        tail = torch.arange(len(item.input_ids) - start - rows * columns) + start + max(rows, columns)
+        return torch.cat([torch.arange(start).expand(3, -1), image, tail.expand(3, -1)], dim=1)[:, len(self.prefix) :]
 
 
 @lru_cache(maxsize=4096)
 def _cached_ids(prompt: QwenPrompt, question: str, num_tokens: int) -> tuple[int, ...]:
-    return tuple(prompt._encode(prompt.text(question, num_tokens)))
+    return tuple(prompt.encode(prompt.text(question, num_tokens)))
 
 
 def _normalisation_table(image_processor: Any) -> Tensor:
@@ -142,9 +165,19 @@ def _normalisation_table(image_processor: Any) -> Tensor:
 class QwenScorer(Scorer):
     """Logits of A and B by one packed prefill of a `Qwen2_5_VLForConditionalGeneration`."""
 
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, prompt: QwenPrompt) -> None:
-        super().__init__(model, prompt)
+    def __init__(
+        self, model: Qwen2_5_VLForConditionalGeneration, prompt: QwenPrompt, *, compiled: bool = False
+    ) -> None:
+        super().__init__(model, prompt, compiled=compiled)
         self.table = prompt.table.to(self.device, self.dtype)
+        for block in model.model.visual.blocks:
+            fuse_vision_block(block)
+        self._run_block = self.compile(vision_block, compiled)
+
+    def rotation(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotary cosines and sines (N, D) of positions int64 (3, N), or (N,) for text."""
+        cos, sin = self.language.rotary_emb(hidden[None], positions.expand(3, -1)[:, None])
+        return cos[0], sin[0]
 
     def pixel_values(self, patches: Tensor) -> Tensor:
         """uint8 (P, 3, patch, patch) -> normalised (P, 3 * frames * patch * patch), the still image in every frame."""
@@ -153,26 +186,15 @@ class QwenScorer(Scorer):
         frames = self.model.config.vision_config.temporal_patch_size
         return values[:, :, None].expand(-1, -1, frames, -1, -1).flatten(1)
 
-    @torch.inference_mode()
-    def logits(self, batch: dict[str, Tensor]) -> Tensor:
-        language = self.model.model.language_model
-        hidden = language.embed_tokens(batch["input_ids"])
-        hidden[batch["image_slots"]] = self._image_features(batch).to(hidden.dtype)
-        cos, sin = language.rotary_emb(hidden[None], batch["positions"][:, None])
-        prompts = Segments.of(batch["lengths"].tolist(), hidden.device)
-        last = decode_last(language.layers, hidden, cos[0], sin[0], prompts)
-        return two_letter_logits(self.model.lm_head, language.norm(last), self.prompt.letters)
-
-    def _image_features(self, batch: dict[str, Tensor]) -> Tensor:
-        """The vision tower over packed patches -> (P / 4, C), in the order of the image tokens."""
+    def image_features(self, batch: dict[str, Any]) -> Tensor:
         tower, order = self.model.model.visual, batch["window_order"]
-        hidden = tower.patch_embed(self.pixel_values(batch["pixels"]))
+        # The patch embedding's convolution covers each patch once: a matrix product.
+        hidden = F.linear(self.pixel_values(batch["pixels"]), tower.patch_embed.proj.weight.flatten(1))
         cos, sin = tower.rotary_pos_emb(hidden, batch["patch_positions"])
         hidden, cos, sin = (_reordered(tensor, order) for tensor in (hidden, cos, sin))
-        images = Segments.of(batch["image_lengths"].tolist(), hidden.device)
-        windows = Segments.of(batch["window_lengths"].tolist(), hidden.device)
         for index, block in enumerate(tower.blocks):
-            hidden = _vision_block(block, hidden, cos, sin, images if index in tower.fullatt_block_indexes else windows)
+            segments = batch["images"] if index in tower.fullatt_block_indexes else batch["windows"]
+            hidden = self._run_block(block, hidden, cos, sin, segments.bounds, segments.longest)
         return tower.merger(hidden)[order.argsort()]
 
 
@@ -181,10 +203,13 @@ def _reordered(tensor: Tensor, order: Tensor) -> Tensor:
     return tensor.unflatten(0, (len(order), -1))[order].flatten(0, 1)
 
 
-def _vision_block(block: torch.nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, segments: Segments) -> Tensor:
-    attention = block.attn
+def vision_block(
+    block: torch.nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, bounds: Tensor, longest: int
+) -> Tensor:
+    """One block of the vision tower: hidden (P, C) -> (P, C); patches attend inside their segment (window or image)."""
+    attention, segments = block.attn, Segments(bounds, longest)
     query, key, value = attention.qkv(block.norm1(hidden)).unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
     # transformers rotates in float32 here, unlike in the language model.
     query, key = (rotate(tensor.float(), cos.float(), sin.float()).to(value.dtype) for tensor in (query, key))
     hidden = hidden + attention.proj(attend(query, key, value, segments, segments, causal=False).flatten(1))
-    return hidden + block.mlp(block.norm2(hidden))
+    return hidden + gated(block.mlp, block.norm2(hidden))

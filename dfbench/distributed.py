@@ -1,0 +1,47 @@
+"""Several processes of one run, as `torchrun` starts them: who am I, wait for the others, add up."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+_PATIENCE = timedelta(days=30)
+"""How long a process waits for the slowest one. Where one dies, torchrun ends the others."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world` ones; `local` counts on its own host."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @classmethod
+    def from_environment(cls) -> "Ranks":
+        """What torchrun says in RANK, WORLD_SIZE and LOCAL_RANK; one process where it did not start us."""
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if world == 1:
+            return cls()
+        # gloo: only small Python objects are exchanged, and it needs no GPU.
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+        return cls(dist.get_rank(), world, int(os.environ.get("LOCAL_RANK", "0")))
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, in the order of the ranks."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values

@@ -1,0 +1,114 @@
+"""Before a run: what each image will cost, and which images share a batch.
+
+The plan depends on the annotations, the images' sizes and the budget alone, so that a resumed run forms the same
+batches.
+"""
+
+import heapq
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from dfbench.annotations import Sample
+from dfbench.images import DECODER_ERRORS, ImageError
+from dfbench.models.base import Cost, Prompt
+from dfbench.models.packed import PackShape
+
+UNKNOWN = Cost(0, 0, 0)
+"""Of an image whose header cannot be read: decoding it will say why."""
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """Images that are packed together, in annotation order, and what each will cost."""
+
+    samples: tuple[Sample, ...]
+    costs: tuple[Cost, ...]
+
+    @property
+    def total(self) -> Cost:
+        return Cost(*(sum(parts) for parts in zip(*self.costs, strict=True)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All batches of a run, in annotation order, and the shape that fits each of them."""
+
+    batches: list[PlannedBatch]
+    shape: PackShape
+
+    @property
+    def filled(self) -> float:
+        """Share of the shape's tokens that are prompts, 0 to 1."""
+        return sum(batch.total.tokens for batch in self.batches) / max(1, self.shape.tokens * len(self.batches))
+
+
+def measure_costs(samples: Sequence[Sample], image_root: Path, prompt: Prompt, *, threads: int = 16) -> list[Cost]:
+    """What each image will cost, from the headers of the files alone (where the protocol looks at the size at all)."""
+
+    def measure(sample: Sample) -> Cost:
+        try:
+            with Image.open(image_root / sample.image) as image:
+                return prompt.cost(sample.question, *image.size)
+        except (*DECODER_ERRORS, ImageError):
+            return UNKNOWN
+
+    if not prompt.depends_on_size:
+        costs = {question: prompt.cost(question, 1, 1) for question in {sample.question for sample in samples}}
+        return [costs[sample.question] for sample in samples]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(measure, samples, chunksize=256))
+
+
+def make_plan(samples: Sequence[Sample], costs: Sequence[Cost], *, token_budget: int, batch_size: int | None) -> Plan:
+    """Fill batches one after the other, in order: up to `token_budget` tokens, their share of tiles or patches, and
+    `batch_size` images. An image that exceeds the budget has a batch to itself.
+    """
+    vision_a_token = sum(cost.vision for cost in costs) / max(1, sum(cost.tokens for cost in costs))
+    # Batches of small and of large images differ in patches a token; a little room keeps both budgets filled.
+    vision_budget = token_budget * vision_a_token * 1.02 + 1
+    batches: list[PlannedBatch] = []
+    members: list[int] = []
+    tokens = vision = 0
+    for index, cost in enumerate(costs):
+        full = len(members) == batch_size or tokens + cost.tokens > token_budget or vision + cost.vision > vision_budget
+        if members and full:
+            batches.append(_batch(samples, costs, members))
+            members, tokens, vision = [], 0, 0
+        members.append(index)
+        tokens, vision = tokens + cost.tokens, vision + cost.vision
+    if members:
+        batches.append(_batch(samples, costs, members))
+    return Plan(batches, fitting_shape(batches))
+
+
+def _batch(samples: Sequence[Sample], costs: Sequence[Cost], members: Sequence[int]) -> PlannedBatch:
+    return PlannedBatch(tuple(samples[i] for i in members), tuple(costs[i] for i in members))
+
+
+def fitting_shape(batches: Sequence[PlannedBatch]) -> PackShape:
+    """The smallest shape that holds each of the batches."""
+    totals = [batch.total for batch in batches]
+    return PackShape(
+        tokens=max(total.tokens for total in totals),
+        prompts=max(len(batch.samples) for batch in batches),
+        longest=max(cost.tokens for batch in batches for cost in batch.costs),
+        vision=max(total.vision for total in totals),
+        windows=max(total.windows for total in totals),
+    )
+
+
+def share_out(batches: Sequence[int], costs: Sequence[int], ranks: int) -> list[list[int]]:
+    """Deal batches (indices) out to ranks so that their costs sum to nearly the same: the costliest first, to whoever
+    has least. Each rank's share is in ascending order.
+    """
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [(0, rank) for rank in range(ranks)]
+    for index in sorted(batches, key=lambda index: (-costs[index], index)):
+        load, rank = heapq.heappop(loads)
+        shares[rank].append(index)
+        heapq.heappush(loads, (load + costs[index], rank))
+    return [sorted(share) for share in shares]
