@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,9 +88,11 @@ def _decode(data: bytes, *, truncated_too: bool) -> Image.Image:
     previous = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = truncated_too
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
-            return image.convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata would fill the terminal of a run
+            with Image.open(io.BytesIO(data)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ImageError(f"claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
+                return image.convert("RGB")
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = previous
