@@ -1,7 +1,135 @@
 """Shared by all tests: slow ones run last, and small real checkpoints and data sets are made once."""
 
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 import pytest
+from PIL import Image
+
+from dfbench.annotations import Sample
+from dfbench.sources import CATALOGUE, source_of
+
+QUESTION = "Is this a real image or a generated image? A: 'real' or B: 'generated'. Just answer with A or B."
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny checkpoints of the three real architectures, by the name of their agent; read-only."""
+    from dfbench.demo.tiny_models import make_tiny_models
+
+    return {folder.name: folder for folder in make_tiny_models(tmp_path_factory.mktemp("checkpoints"), seed=0)}
+
+
+@dataclass(frozen=True)
+class PhotoSet:
+    """A dozen small images and their annotations.
+
+    root: what the image paths start from. messages, conversations: the two released shapes, same rows.
+    """
+
+    root: Path
+    samples: list[Sample]
+    messages: Path
+    conversations: Path
+
+    def path(self, sample: Sample) -> Path:
+        return self.root / sample.image
+
+
+@pytest.fixture(scope="session")
+def photo_set(tmp_path_factory: pytest.TempPathFactory) -> PhotoSet:
+    """Images of many sizes, modes and formats, with questions of different lengths and forms; read-only."""
+    return make_photo_set(tmp_path_factory.mktemp("photos"))
+
+
+# Key below DFBench/, width, height, mode.
+PHOTOS = (
+    ("Flick8k/1.jpg", 120, 90, "RGB"),
+    ("Flick8k/2.png", 64, 96, "L"),
+    ("koniq10k/3.png", 100, 60, "RGBA"),
+    ("CLIVE/4.png", 50, 70, "P"),
+    ("CSIQ/5.png", 80, 80, "I;16"),
+    ("LIVE/gblur/6.bmp", 57, 33, "RGB"),
+    ("TID2013/7.jpg", 66, 48, "CMYK"),
+    ("edit/8.png", 90, 90, "LA"),
+    ("Kolors/9.jpg", 256, 64, "RGB"),
+    ("NOVA/10.jpg", 40, 160, "RGB"),
+    ("PixArt/11.webp", 70, 70, "RGB"),
+    ("Janus/12.jpg", 28, 28, "RGB"),
+)
+
+QUESTIONS = (
+    "<image>" + QUESTION,
+    "<image>\n" + QUESTION,
+    QUESTION,
+    "<image>Real (A) or generated (B)?",
+    "<image>这张图片是真实的还是生成的？请回答 A 或 B。",
+)
+
+
+def make_photo_set(root: Path) -> PhotoSet:
+    samples = []
+    for i, (name, width, height, mode) in enumerate(PHOTOS):
+        path = root / "DFBench" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw_image(seed=i, width=width, height=height, mode=mode).save(path)
+        key = f"DFBench/{name}"
+        samples.append(Sample(key, CATALOGUE[source_of(key)].label, QUESTIONS[i % len(QUESTIONS)]))
+    return PhotoSet(
+        root,
+        samples,
+        messages=save_rows(root / "img_test.json", samples),
+        conversations=save_rows(root / "img_test.jsonl", samples),
+    )
+
+
+def save_rows(path: Path, samples: Iterable[Sample]) -> Path:
+    """Write annotations as they are released: `.json` in the messages shape, `.jsonl` with the answer in a list."""
+    if path.suffix == ".json":
+        rows = json.dumps([messages_row(sample) for sample in samples])
+    else:
+        rows = "".join(json.dumps(conversations_row(sample)) + "\n" for sample in samples)
+    path.write_text(rows, encoding="utf-8")
+    return path
+
+
+def messages_row(sample: Sample) -> dict[str, object]:
+    turns = [{"role": "user", "content": sample.question}, {"role": "assistant", "content": sample.label}]
+    return {"messages": turns, "images": sample.image}
+
+
+def conversations_row(sample: Sample) -> dict[str, object]:
+    answer = [{"role": "assistant", "content": sample.label}]
+    turns = [{"from": "human", "value": sample.question}, {"from": "gpt", "value": answer}]
+    return {"image": sample.image, "conversations": turns}
+
+
+@pytest.fixture(scope="session")
+def write_rows() -> Callable[[Path, Iterable[Sample]], Path]:
+    """The function `save_rows`, for tests that make annotations of their own."""
+    return save_rows
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[..., Image.Image]:
+    """The function `draw_image`, for tests that make images of their own."""
+    return draw_image
+
+
+def draw_image(seed: int, width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Smooth colours with some noise, like a photograph to a codec; transparent and palette parts where `mode` has."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 4), dtype=np.uint8), "RGBA")
+    pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    pixels = (pixels + rng.integers(-12, 13, pixels.shape)).clip(0, 255).astype(np.uint8)
+    if mode == "I;16":
+        return Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257)
+    image = Image.fromarray(pixels, "RGBA")
+    return image if mode == "RGBA" else image.convert(mode) if mode == "LA" else image.convert("RGB").convert(mode)

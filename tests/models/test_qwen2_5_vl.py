@@ -1,0 +1,163 @@
+"""Qwen2.5-VL against its own pipeline: qwen_vl_utils' resizing, the checkpoint's processor, transformers' forward."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from qwen_vl_utils import fetch_image
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from dfbench.images import ImageError, load_image
+from dfbench.models import load_prompt, load_scorer
+from dfbench.models.qwen2_5_vl import MAX_PIXELS, MIN_PIXELS, QwenPrompt, QwenScorer
+
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+SIZES = [(28, 28), (120, 90), (256, 64), (40, 160), (333, 471), (57, 33), (9, 9)]
+
+
+@pytest.fixture(scope="module")
+def scorer(checkpoints) -> QwenScorer:
+    return load_scorer(load_prompt(checkpoints["qwen2.5"]), device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def prompt(scorer) -> QwenPrompt:
+    return scorer.prompt
+
+
+@pytest.fixture(scope="module")
+def processor(checkpoints):
+    return AutoProcessor.from_pretrained(checkpoints["qwen2.5"])
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoints):
+    """The same weights in transformers' own, untouched model."""
+    return AutoModelForImageTextToText.from_pretrained(checkpoints["qwen2.5"], dtype=torch.float32).eval()
+
+
+def resize(rgb: Image.Image) -> Image.Image:
+    """What ms-swift's template does before the image processor, under the bounds that train.sh exports."""
+    return fetch_image({"image": rgb, "min_pixels": MIN_PIXELS, "max_pixels": MAX_PIXELS})
+
+
+def process(processor, question: str, rgb: Image.Image) -> dict[str, Tensor]:
+    """Model inputs by transformers' processor, the prompt written out by hand."""
+    user = question.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
+    text = f"{SYSTEM}<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+    return processor(text=[text], images=[resize(rgb)], do_resize=False, return_tensors="pt")
+
+
+# -------------------------------------------------------------------------------------------------------------- pixels
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pixels_equal_the_real_pipeline_bit_for_bit(scorer, prompt, processor, draw, size):
+    rgb = draw(seed=1, width=size[0], height=size[1])
+    prepared = prompt.prepare("<image>Real?", rgb)
+    reference = processor.image_processor(images=[resize(rgb)], do_resize=False, return_tensors="pt")
+    assert torch.equal(scorer.pixel_values(prepared.pixels), reference["pixel_values"])
+    assert [1, *prepared.grid] == reference["image_grid_thw"][0].tolist()
+
+
+def test_every_pixel_value_is_normalised_as_by_the_processor(scorer, prompt, processor):
+    """All 256 values in all three channels."""
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16).repeat(7, axis=0).repeat(7, axis=1)
+    image = Image.fromarray(np.stack([levels, levels[::-1], levels.T], axis=-1))
+    reference = processor.image_processor(images=[image], do_resize=False, return_tensors="pt")["pixel_values"]
+    assert torch.equal(scorer.pixel_values(prompt.prepare("Real?", image).pixels), reference)
+
+
+def test_images_keep_their_size_up_to_multiples_of_28_within_the_bounds(prompt, draw):
+    """A side of n pixels becomes the nearest multiple of 28; patches are 14 wide."""
+    sizes = {
+        (1024, 1024): (74, 74),  # 1024 / 28 = 36.57 -> 37 blocks of 2 patches
+        (512, 384): (28, 36),  # 384 / 28 = 13.7 -> 14 blocks; 512 / 28 = 18.3 -> 18; rows come first
+        (28, 28): (4, 4),  # under 4 blocks: scaled up to 56x56
+        (2000, 2000): (78, 78),  # above 1,536 blocks: sqrt(1536) = 39.2 -> 39 blocks
+    }
+    for size, grid in sizes.items():
+        assert prompt.prepare("Real?", Image.new("RGB", size)).grid == grid
+
+
+def test_impossible_proportions_are_an_image_error(prompt):
+    with pytest.raises(ImageError, match=r"^4002x20 pixels: .*200"):
+        prompt.prepare("Real?", Image.new("RGB", (4002, 20)))
+
+
+# -------------------------------------------------------------------------------------------------------------- prompt
+
+
+@pytest.mark.parametrize(
+    "question", ["<image>Real?", "<image>\nReal?", "<image>Real or generated? A or B. ", "<image>这是真的吗？"]
+)
+def test_token_ids_equal_the_processors(prompt, processor, draw, question):
+    rgb = draw(seed=2, width=120, height=90)
+    reference = process(processor, question, rgb)["input_ids"][0]
+    assert torch.equal(prompt.prepare(question, rgb).input_ids, reference)
+
+
+def test_a_question_without_image_tag_gets_one_in_front(prompt, draw):
+    rgb = draw(seed=2, width=120, height=90)
+    with_tag, without = prompt.prepare("<image>Real?", rgb), prompt.prepare("Real?", rgb)
+    assert torch.equal(with_tag.input_ids, without.input_ids)
+
+
+# ----------------------------------------------------------------------------------------------------- scores, whole
+
+
+def test_logits_equal_the_plain_forward(scorer, prompt, plain, processor, photo_set):
+    prepared, expected = [], []
+    for sample in photo_set.samples:
+        rgb = load_image(photo_set.path(sample)).rgb
+        prepared.append(prompt.prepare(sample.question, rgb))
+        question = sample.question if "<image>" in sample.question else "<image>" + sample.question
+        with torch.inference_mode():
+            expected.append(plain(**process(processor, question, rgb)).logits[0, -1, list(prompt.letters)])
+    assert torch.stack(expected).std(dim=0).min() > 1e-3, "all images score alike: nothing would be seen"
+    ours = scorer.logits(prompt.collate(prepared))
+    torch.testing.assert_close(ours, torch.stack(expected), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(120, 90), (256, 64), (40, 160), (28, 28)])
+def test_positions_equal_transformers(prompt, plain, processor, draw, size):
+    """What the language model's rotary embedding is given, for the tokens that the batch holds of its own."""
+    rgb = draw(seed=3, width=size[0], height=size[1])
+    inputs = process(processor, "<image>Real?", rgb)
+    expected, _ = plain.model.get_rope_index(
+        inputs["input_ids"], inputs["mm_token_type_ids"], image_grid_thw=inputs["image_grid_thw"]
+    )
+    batch = prompt.collate([prompt.prepare("<image>Real?", rgb)])
+    own = batch["positions"].shape[1]
+    assert own > 0.5 * expected.shape[2]
+    assert torch.equal(batch["positions"], expected[:, 0, -own:])
+
+
+def deeper(checkpoint, folder):
+    """A checkpoint whose vision tower has windowed blocks too, as the real one's."""
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+    config = model.config
+    config.vision_config.depth, config.vision_config.fullatt_block_indexes = 3, [1]
+    torch.manual_seed(5)
+    changed = type(model)(config)
+    changed.load_state_dict(model.state_dict(), strict=False)
+    for weight in changed.model.visual.blocks.parameters():
+        weight.data = torch.randn(weight.shape) * (weight.shape[-1] ** -0.5 if weight.dim() > 1 else 0.1)
+    changed.save_pretrained(folder)
+    AutoProcessor.from_pretrained(checkpoint).save_pretrained(folder)
+    return folder
+
+
+def test_windowed_attention_equals_the_plain_tower(checkpoints, tmp_path, draw):
+    """Images larger than a window (8x8 patches), whose windows are cut off at the border."""
+    folder = deeper(checkpoints["qwen2.5"], tmp_path / "deeper")
+    scorer = load_scorer(load_prompt(folder), device="cpu", dtype="float32")
+    plain = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder)
+    rgbs = [draw(seed=seed, width=w, height=h) for seed, (w, h) in enumerate([(300, 200), (120, 420), (56, 56)])]
+    with torch.inference_mode():
+        outputs = [plain(**process(processor, "<image>Real?", rgb)).logits[0, -1] for rgb in rgbs]
+    expected = torch.stack(outputs)[:, list(scorer.prompt.letters)]
+    ours = scorer.logits(scorer.prompt.collate([scorer.prompt.prepare("Real?", rgb) for rgb in rgbs]))
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
