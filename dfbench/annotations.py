@@ -154,16 +154,21 @@ def _has_surrogate(text: str) -> bool:
     return not text.isascii() and any(unicodedata.category(character) == "Cs" for character in text)
 
 
+_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+
+
 def _turns(turns: Any, who: str, what: str, where: object) -> dict[str, Any]:
     """{"system" | "user" | "assistant": content}, whatever the two shapes call them."""
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+    if not isinstance(turns, list):
         raise _bad(where, f"the turns {shorten(turns)}", "a list of objects")
-    names = {"human": "user", "gpt": "assistant"}
     found: dict[str, Any] = {}
     for turn in turns:
-        name = names.get(str(turn.get(who)), str(turn.get(who)))
-        if name in found or name not in ("system", "user", "assistant"):
-            raise _bad(where, f"a turn of {shorten(turn.get(who))}", "one question and one answer")
+        if not isinstance(turn, dict):
+            raise _bad(where, f"the turns {shorten(turns)}", "a list of objects")
+        role = turn.get(who)
+        name = _ROLES.get(role) if isinstance(role, str) else None
+        if name is None or name in found:
+            raise _bad(where, f"a turn of {shorten(role)}", "one question and one answer")
         found[name] = turn.get(what)
     return found
 
@@ -205,18 +210,20 @@ def key_hash(image: str) -> bytes:
 class AnnotationWriter:
     """Writes clean annotations: the `messages` shape with plain strings and a list of one image, which ms-swift loads.
 
-    One row a line, as a JSON array where the name ends in `.json` and as JSON lines otherwise. Used in a `with` block:
-    the file is put in place, whole, at its end; a block that fails leaves what was there before.
+    One row a line, as a JSON array where the name ends in `.json` and as JSON lines otherwise; the same rows into each
+    of several files, if several are named. Used in a `with` block: the files are put in place, whole, at its end; a
+    block that fails leaves what was there before.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.num_rows = path, 0
-        self._is_array = path.suffix == ".json"
-        self._temporary = path.with_name(path.name + ".tmp")
+    def __init__(self, *paths: Path) -> None:
+        self.paths, self.num_rows = paths, 0
 
     def __enter__(self) -> "AnnotationWriter":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._temporary.open("w", encoding="utf-8", newline="\n")
+        for path in self.paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._files = [_temporary(path).open("w", encoding="utf-8", newline="\n") for path in self.paths]
+        self._arrays = [file for file, path in zip(self._files, self.paths, strict=True) if path.suffix == ".json"]
+        self._lines = [file for file in self._files if file not in self._arrays]
         return self
 
     def write(self, sample: Sample, image: str | None = None) -> None:
@@ -224,24 +231,31 @@ class AnnotationWriter:
         messages = [{"role": "user", "content": sample.question}]
         if sample.label:
             messages.append({"role": "assistant", "content": sample.label})
-        row = json.dumps({"messages": messages, "images": [image or sample.image]}, ensure_ascii=False)
-        if self._is_array:
-            self._file.write(",\n" if self.num_rows else "[\n")
-            self._file.write(row)
-        else:
-            self._file.write(row + "\n")
+        row = _encode({"messages": messages, "images": [image or sample.image]})
+        for file in self._arrays:
+            file.write(f",\n{row}" if self.num_rows else f"[\n{row}")
+        for file in self._lines:
+            file.write(f"{row}\n")
         self.num_rows += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._is_array:
-            self._file.write("\n]\n" if self.num_rows else "[]\n")
-        self._file.close()
-        if kind is None:
-            self._temporary.replace(self.path)
-        else:
-            self._temporary.unlink()
+        for file in self._arrays:
+            file.write("\n]\n" if self.num_rows else "[]\n")
+        for file, path in zip(self._files, self.paths, strict=True):
+            file.close()
+            if kind is None:
+                _temporary(path).replace(path)
+            else:
+                _temporary(path).unlink()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
+
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def write_annotations(samples: Iterable[Sample], path: Path, *, image_root: Path | None = None) -> int:

@@ -6,7 +6,7 @@ Counts, archives and categories: the data set's page (huggingface.co/datasets/In
 
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import PurePosixPath
+from functools import lru_cache
 
 REAL, FAKE = "A", "B"
 LABELS = (REAL, FAKE)
@@ -91,8 +91,14 @@ CATALOGUE = {source.name: source for source in DFBENCH + DEMO}
 
 def source_of(image: str) -> str:
     """Name of an image's source: the folder after `DFBench/`, or else the folder that holds the image ("" for none)."""
-    parts = PurePosixPath(image).parts
-    after = parts[parts.index("DFBench") + 1 : -1] if "DFBench" in parts else parts[-2:-1]
+    return _source_of_folder(image.rpartition("/")[0])
+
+
+@lru_cache(maxsize=4096)
+def _source_of_folder(folder: str) -> str:
+    """Remembered, because half a million images lie in a few folders."""
+    parts = [part for part in folder.split("/") if part not in ("", ".")]
+    after = parts[parts.index("DFBench") + 1 :] if "DFBench" in parts else parts[-1:]
     return after[0] if after else ""
 
 

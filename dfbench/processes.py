@@ -1,0 +1,67 @@
+"""Work spread over processes that end with their parent, in whatever way it ends, and a progress bar for it."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from dfbench.errors import InputError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def progress_bar(
+    items: Iterable[Result] | None, description: str, unit: str, quiet: bool, total: int | None = None
+) -> tqdm:
+    """Rate and time left, to iterate over or to `update`. Shows nothing where stderr is no terminal, or if `quiet`."""
+    disabled = True if quiet else None
+    return tqdm(items, description, total, unit=f" {unit}", unit_scale=True, disable=disabled, dynamic_ncols=True)
+
+
+def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], num_workers: int) -> Iterator[tuple[Job, Result]]:
+    """(job, function(job)) of each job, in the order in which they end; one worker runs them here and in order.
+
+    function and jobs are sent to fresh processes, so both have to be picklable. An error in a job ends the whole.
+    """
+    if num_workers == 1 or len(jobs) < 2:
+        yield from ((job, function(job)) for job in jobs)
+        return
+    # Fresh processes rather than forks: the parent has threads (progress bars, downloads).
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=context, initializer=_start_worker) as pool:
+        job_of = {pool.submit(function, job): job for job in jobs}
+        try:
+            for future in as_completed(job_of):
+                yield job_of.pop(future), future.result()  # popped, so that results do not pile up here
+        except BrokenProcessPool:
+            raise InputError(
+                "worker process",
+                found="that one was killed, perhaps for lack of memory",
+                expected=f"{num_workers} workers to the end",
+                remedy="repeat the command with fewer --workers; it goes on from there",
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot stop its workers, which would go on writing beside the next run."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
