@@ -45,6 +45,22 @@ def positive_int(text: str) -> int:
     return value
 
 
+def natural_int(text: str) -> int:
+    """`argparse` type: a whole number of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is less than 0")
+    return value
+
+
+def share(text: str) -> float:
+    """`argparse` type: a number between 0 and 1, both excluded."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
+    return value
+
+
 def run(main: Callable[[], None]) -> int:
     """Run a program and return its exit status: 0 done, 1 failed (one line on stderr), 130 interrupted.
 

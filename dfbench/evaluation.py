@@ -1,51 +1,52 @@
-"""From joined answers to numbers: which groups of images there are, and every metric of every detector on each.
+"""From detectors' answers to numbers with 95 % intervals: scores by group, evasion, comparisons of two, other priors.
 
-Groups: each source, each category, real, fake, and all images. Inside, images are counted in cells, one for each pair
-of source and label, so that a number of any group is a sum over a few cells and never another pass over 100,000 rows.
+Intervals are Wilson's for accuracy (and evasion, its complement) and percentiles of a seeded bootstrap, stratified by
+source, for the rest. All detectors see the same draws, so differences between them are paired.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from dfbench import metrics
+from dfbench.answer_sheet import METRICS, AnswerSheet
 from dfbench.errors import InputError
-from dfbench.metrics import Counts
 from dfbench.records import Detector, join
-from dfbench.sources import CATALOGUE, DFBENCH, FAKE, NUM_TEST, REAL, Category
+from dfbench.sources import CATALOGUE, DFBENCH, NUM_TEST
 
-LEVELS = ("source", "category", "class", "overall")
-MIXED = "mixed"
-"""Category of a source that the catalogue does not know and that has real and fake images."""
+LEVEL = 0.95
+"""Of all intervals."""
 
-
-@dataclass(frozen=True)
-class Group:
-    """A set of images: `level` is one of LEVELS, `cells` (num_cells,) says which cells belong to it."""
-
-    level: str
-    name: str
-    category: str
-    cells: np.ndarray
+COMPARED_METRICS = ("accuracy", "balanced_accuracy", "auroc")
 
 
 @dataclass
 class Evaluation:
-    """All numbers of a set of detectors on the images that they share.
+    """All numbers of a set of detectors on the labelled images that they share. Frames hold shares from 0 to 1, NaN
+    where not defined; `<metric>_low` and `<metric>_high` bound the interval.
 
-    scores: one row for each group and detector, in that order; counts, and metrics from 0 to 1, NaN where not defined
-        (`note` says why). See `SCORE_COLUMNS`.
-    joined: the labelled images behind it (see `records.join`).
+    scores: a row for each group and detector, group by group: counts, every metric of `answer_sheet.METRICS`, and
+        `note`, which says why some are empty.
+    evasion: a row for each source of fake images, the most evasive first: the share that each detector calls real, and
+        the mean over the detectors that are no fusion of others.
+    pairs: a row for each pair of detectors: agreement, exact McNemar test, paired differences (first minus second).
+    reweighted: metrics on all images under other weights, a row for each weighting and detector.
     """
 
     detectors: list[Detector]
-    joined: pd.DataFrame
-    groups: list[Group]
+    sheet: AnswerSheet
     scores: pd.DataFrame
-    num_unlabelled: int
-    num_lost: list[int]
+    evasion: pd.DataFrame
+    pairs: pd.DataFrame
+    reweighted: pd.DataFrame
+    num_draws: int
+    seed: int
+    num_unlabelled: int = 0
+    num_lost: list[int] = field(default_factory=list)
 
     @property
     def names(self) -> list[str]:
@@ -54,23 +55,41 @@ class Evaluation:
     @property
     def stand_ins(self) -> list[str]:
         """Sources that the demo made: figures on these say nothing about DFBench."""
-        sources = self.joined["source"].unique()
+        sources = self.sheet.cells["source"].unique()
         return [source for source in sources if source in CATALOGUE and CATALOGUE[source].stand_in]
 
     @property
     def is_real_test_set(self) -> bool:
         """Whether these are the images of the released test set, a few unreadable ones aside."""
-        same_sources = set(self.joined["source"]) == {source.name for source in DFBENCH}
-        return same_sources and 0.99 * NUM_TEST <= len(self.joined) <= NUM_TEST
+        same_sources = set(self.sheet.cells["source"]) == {source.name for source in DFBENCH}
+        return same_sources and 0.99 * NUM_TEST <= len(self.sheet.joined) <= NUM_TEST
+
+    @property
+    def num_images(self) -> int:
+        return len(self.sheet.joined)
+
+    @property
+    def share_real(self) -> float:
+        return float((~self.sheet.is_fake).mean())
 
 
-def evaluate(detectors: Sequence[Detector], *, partial: bool = False) -> Evaluation:
-    """Every metric of every detector on every group, over the labelled images that all detectors answered.
+def evaluate(
+    detectors: Sequence[Detector],
+    *,
+    partial: bool = False,
+    num_draws: int = 0,
+    seed: int = 0,
+    prior: float | None = None,
+    quiet: bool = True,
+) -> Evaluation:
+    """Every number of every detector, over the labelled images that all of them answered.
 
-    Raises InputError as `records.join` does, and where no image has a label.
+    num_draws: bootstrap draws; 0 leaves all intervals but Wilson's empty. prior: share of real images (0 to 1) at
+    which to give the overall figures once more. Raises InputError as `records.join` does, and where no image has a
+    label.
     """
     joined = join(detectors, partial=partial)
-    labelled = joined[joined["label"] != ""].reset_index(drop=True)
+    labelled = joined[joined["label"] != ""]
     if labelled.empty:
         raise InputError(
             ", ".join(str(detector.path or detector.name) for detector in detectors),
@@ -78,90 +97,162 @@ def evaluate(detectors: Sequence[Detector], *, partial: bool = False) -> Evaluat
             expected="labels A (real) or B (fake), to compare the answers with",
             remedy="score annotations that have labels; the answers themselves stand in these files",
         )
-    cell_of_row, cells = _cells(labelled)
-    groups = list_groups(cells)
-    scores = _scores(labelled, cell_of_row, cells, groups, [detector.name for detector in detectors])
-    num_lost = [len(detector.frame) - len(joined) for detector in detectors]
-    return Evaluation(list(detectors), labelled, groups, scores, len(joined) - len(labelled), num_lost)
+    sheet = AnswerSheet(labelled, len(detectors))
+    weightings = {} if prior is None else {f"real prior {100 * prior:g} %": prior_weights(sheet.is_fake, prior)}
+    evaluation = evaluate_sheet(sheet, detectors, weightings, num_draws=num_draws, seed=seed, quiet=quiet)
+    evaluation.num_unlabelled = len(joined) - len(labelled)
+    evaluation.num_lost = [len(detector.frame) - len(joined) for detector in detectors]
+    return evaluation
 
 
-def _cells(joined: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
-    """(cell of each row, one row for each cell: source, label, category), sources in the catalogue's order."""
-    order = {source: i for i, source in enumerate(CATALOGUE)}
-    cells = joined[["source", "label", "category"]].drop_duplicates()
-    cells = cells.sort_values(
-        ["source", "label"], key=lambda column: column.map(lambda name: (order.get(name, len(order)), name))
-    ).reset_index(drop=True)
-    number = {(source, label): i for i, (source, label) in enumerate(zip(cells["source"], cells["label"], strict=True))}
-    rows = zip(joined["source"], joined["label"], strict=True)
-    return np.fromiter((number[row] for row in rows), dtype=np.intp, count=len(joined)), cells
-
-
-def list_groups(cells: pd.DataFrame) -> list[Group]:
-    """All groups that have images, level by level."""
-    groups = []
-    for source, rows in cells.groupby("source", sort=False):
-        category = str(rows["category"].iloc[0]) if rows["category"].nunique() == 1 else MIXED
-        groups.append(Group("source", str(source), category, (cells["source"] == source).to_numpy()))
-    for category in Category:
-        members = (cells["category"] == category).to_numpy()
-        if members.any():
-            groups.append(Group("category", str(category), str(category), members))
-    for name, label in (("real", REAL), ("fake", FAKE)):
-        members = (cells["label"] == label).to_numpy()
-        if members.any():
-            groups.append(Group("class", name, "", members))
-    groups.append(Group("overall", "all images", "", np.ones(len(cells), bool)))
-    return groups
-
-
-def _scores(
-    joined: pd.DataFrame, cell_of_row: np.ndarray, cells: pd.DataFrame, groups: list[Group], names: list[str]
-) -> pd.DataFrame:
-    membership = np.stack([group.cells for group in groups]).astype(float)
-    is_fake = (cells["label"] == FAKE).to_numpy()
-    num_images = np.bincount(cell_of_row, minlength=len(cells)).astype(float)
-    fake_row = (joined["label"] == FAKE).to_numpy()
-    columns = []
-    for i, name in enumerate(names):
-        called_fake = (joined[f"prob_A_{i}"] <= joined[f"prob_B_{i}"]).to_numpy()
-        right = np.bincount(cell_of_row, weights=called_fake == fake_row, minlength=len(cells))
-        counts = Counts(*(membership @ (value * side) for side in (~is_fake, is_fake) for value in (num_images, right)))
-        columns.append(_score_columns(groups, counts, name))
-    table = pd.concat(columns)
-    # Group by group, the detectors side by side; `concat` has them the other way round.
-    return table.sort_index(kind="stable").reset_index(drop=True)
-
-
-def _score_columns(groups: list[Group], counts: Counts, name: str) -> pd.DataFrame:
-    right = counts.right_real + counts.right_fake
-    low, high = metrics.wilson_interval(right, counts.num_images)
-    return pd.DataFrame(
-        {
-            "detector": name,
-            "level": [group.level for group in groups],
-            "group": [group.name for group in groups],
-            "category": [group.category for group in groups],
-            "n": counts.num_images.astype(int),
-            "n_real": counts.num_real.astype(int),
-            "n_fake": counts.num_fake.astype(int),
-            "count_A": (counts.num_images - counts.num_called_fake).astype(int),
-            "count_B": counts.num_called_fake.astype(int),
-            "correct": right.astype(int),
-            "accuracy": metrics.accuracy(counts),
-            "accuracy_low": low,
-            "accuracy_high": high,
-            "f1_fake": metrics.f1_fake(counts),
-            "f1_real": metrics.f1_real(counts),
-            "f1_macro": metrics.f1_macro(counts),
-            "balanced_accuracy": metrics.balanced_accuracy(counts),
-            "note": [_note(*pair) for pair in zip(counts.num_real, counts.num_fake, strict=True)],
-        }
+def evaluate_sheet(
+    sheet: AnswerSheet,
+    detectors: Sequence[Detector],
+    weightings: Mapping[str, np.ndarray],
+    *,
+    num_draws: int,
+    seed: int,
+    quiet: bool = True,
+) -> Evaluation:
+    """As `evaluate`, for answers that are laid out already. weightings: {name: (N,) weights of the sheet's rows}."""
+    rng = np.random.default_rng(seed)
+    draws = np.full((num_draws, len(METRICS), len(sheet.groups), len(detectors)), np.nan)
+    weighted_draws = {name: np.full((num_draws, len(METRICS), len(detectors)), np.nan) for name in weightings}
+    for i in tqdm(range(num_draws), "bootstrap", unit="draw", disable=quiet or None):
+        drawn = sheet.draw(rng)
+        draws[i] = sheet.measure(drawn)
+        for name, weights in weightings.items():
+            weighted_draws[name][i] = sheet.measure(drawn * weights, overall_only=True)[:, 0]
+    names = [detector.name for detector in detectors]
+    values = sheet.measure()
+    agents = [i for i, detector in enumerate(detectors) if "fusion" not in detector.info] or list(range(len(names)))
+    weighted = {name: sheet.measure(weights, overall_only=True)[:, 0] for name, weights in weightings.items()}
+    return Evaluation(
+        list(detectors),
+        sheet,
+        _scores(sheet, names, values, draws),
+        _evasion(sheet, names, agents, values, draws),
+        _pairs(sheet, names, values, draws),
+        _reweighted(names, weighted, weighted_draws),
+        num_draws,
+        seed,
     )
 
 
-def _note(num_real: float, num_fake: float) -> str:
+def prior_weights(is_fake: np.ndarray, prior: float) -> np.ndarray:
+    """(N,) weights that give the real images the share `prior` of all, and sum to N."""
+    share_real = (~is_fake).mean()
+    if share_real in (0, 1):
+        raise InputError(
+            "--prior", found="images of one class only", expected="real and fake ones", remedy="leave --prior away"
+        )
+    return np.where(is_fake, (1 - prior) / (1 - share_real), prior / share_real)
+
+
+def interval(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(low, high) percentiles over the first axis. NaN where a number is not defined in most of the draws."""
+    if len(draws) == 0:
+        return np.full(draws.shape[1:], np.nan), np.full(draws.shape[1:], np.nan)
+    defined = np.isfinite(draws).mean(axis=0) > 0.5
+    filled = np.where(defined, draws, 0)
+    low, high = np.nanquantile(filled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return np.where(defined, low, np.nan), np.where(defined, high, np.nan)
+
+
+def _scores(sheet: AnswerSheet, names: list[str], values: np.ndarray, draws: np.ndarray) -> pd.DataFrame:
+    counts = sheet.counts()
+    right = counts.right_real + counts.right_fake
+    whole = {
+        "n": counts.num_images,
+        "n_real": counts.num_real,
+        "n_fake": counts.num_fake,
+        "count_A": counts.num_images - counts.num_called_fake,
+        "count_B": counts.num_called_fake,
+        "correct": right,
+    }
+    table = pd.DataFrame(
+        {
+            "detector": names * len(sheet.groups),
+            **{
+                key: np.repeat([getattr(group, attribute) for group in sheet.groups], len(names))
+                for key, attribute in (("level", "level"), ("group", "name"), ("category", "category"))
+            },
+            **{key: value.ravel().astype(int) for key, value in whole.items()},
+        }
+    )
+    low, high = interval(draws)
+    low[0], high[0] = metrics.wilson_interval(right, counts.num_images, LEVEL)
+    for row, metric in enumerate(METRICS):
+        for suffix, part in (("", values), ("_low", low), ("_high", high)):
+            table[metric + suffix] = part[row].ravel()
+    table["note"] = [_note(*pair) for pair in zip(table["n_real"], table["n_fake"], strict=True)]
+    return table
+
+
+def _note(num_real: int, num_fake: int) -> str:
     """Why some metrics of a group are empty."""
     if num_real and num_fake:
         return ""
     return f"only {'real' if num_real else 'fake'} images: metrics that compare the two classes are not defined"
+
+
+def _evasion(
+    sheet: AnswerSheet, names: list[str], agents: list[int], values: np.ndarray, draws: np.ndarray
+) -> pd.DataFrame:
+    counts = sheet.counts()
+    rows = []
+    for number, group in enumerate(sheet.groups):
+        if group.level != "source" or not counts.num_fake[number, 0] or counts.num_real[number, 0]:
+            continue
+        evaded = counts.num_fake[number] - counts.right_fake[number]
+        low, high = metrics.wilson_interval(evaded, counts.num_fake[number], LEVEL)
+        mean_low, mean_high = interval(1 - draws[:, 0, number][:, agents].mean(axis=1))
+        row = {"source": group.name, "category": group.category, "n": int(counts.num_fake[number, 0])}
+        row |= {
+            "mean": 1 - values[0, number, agents].mean(),
+            "mean_low": float(mean_low),
+            "mean_high": float(mean_high),
+        }
+        for i, name in enumerate(names):
+            row |= {name: evaded[i] / row["n"], f"{name}_low": low[i], f"{name}_high": high[i]}
+        rows.append(row)
+    table = pd.DataFrame(rows).sort_values("mean", ascending=False, kind="stable") if rows else pd.DataFrame()
+    table.insert(0, "rank", range(1, len(table) + 1))
+    return table.reset_index(drop=True)
+
+
+def _pairs(sheet: AnswerSheet, names: list[str], values: np.ndarray, draws: np.ndarray) -> pd.DataFrame:
+    right = sheet.right
+    rows = []
+    for i, j in combinations(range(len(names)), 2):
+        only_first, only_second = int((right[:, i] & ~right[:, j]).sum()), int((~right[:, i] & right[:, j]).sum())
+        row = {
+            "first": names[i],
+            "second": names[j],
+            "n": len(right),
+            "agreement": float((right[:, i] == right[:, j]).mean()),
+            "kappa": metrics.cohen_kappa(sheet.called_fake[:, i], sheet.called_fake[:, j]),
+            "double_fault": float((~right[:, i] & ~right[:, j]).mean()),
+            "only_first_right": only_first,
+            "only_second_right": only_second,
+            "mcnemar_p": metrics.mcnemar_p(only_first, only_second),
+        }
+        for metric in COMPARED_METRICS:
+            at = METRICS.index(metric)
+            low, high = interval(draws[:, at, -1, i] - draws[:, at, -1, j])
+            row[f"{metric}_difference"] = values[at, -1, i] - values[at, -1, j]
+            row |= {f"{metric}_difference_low": float(low), f"{metric}_difference_high": float(high)}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _reweighted(names: list[str], values: Mapping[str, np.ndarray], draws: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    tables = []
+    for weighting in values:
+        low, high = interval(draws[weighting])
+        table = pd.DataFrame({"weighting": weighting, "detector": names})
+        for row, metric in enumerate(METRICS):
+            for suffix, part in (("", values[weighting]), ("_low", low), ("_high", high)):
+                table[metric + suffix] = part[row]
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

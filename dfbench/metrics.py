@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import ndtri
+from scipy.stats import binomtest
 
 Array = np.ndarray
 
@@ -36,18 +37,18 @@ class Counts:
 
 def accuracy(counts: Counts) -> Array:
     """Share of right answers."""
-    return _ratio(counts.right_real + counts.right_fake, counts.num_images)
+    return ratio(counts.right_real + counts.right_fake, counts.num_images)
 
 
 def f1_fake(counts: Counts) -> Array:
     """F1 with fake as the positive class, 2 TP / (2 TP + FP + FN); not defined without fake images."""
-    return _ratio(2 * counts.right_fake, _where(counts.num_fake, counts.num_fake + counts.num_called_fake))
+    return ratio(2 * counts.right_fake, _where(counts.num_fake, counts.num_fake + counts.num_called_fake))
 
 
 def f1_real(counts: Counts) -> Array:
     """F1 with real as the positive class; not defined without real images."""
     num_called_real = counts.num_images - counts.num_called_fake
-    return _ratio(2 * counts.right_real, _where(counts.num_real, counts.num_real + num_called_real))
+    return ratio(2 * counts.right_real, _where(counts.num_real, counts.num_real + num_called_real))
 
 
 def f1_macro(counts: Counts) -> Array:
@@ -57,7 +58,7 @@ def f1_macro(counts: Counts) -> Array:
 
 def balanced_accuracy(counts: Counts) -> Array:
     """Mean of the accuracies on real and on fake images; not defined where one class is missing."""
-    return (_ratio(counts.right_real, counts.num_real) + _ratio(counts.right_fake, counts.num_fake)) / 2
+    return (ratio(counts.right_real, counts.num_real) + ratio(counts.right_fake, counts.num_fake)) / 2
 
 
 def wilson_interval(successes: Array, total: Array, level: float = 0.95) -> tuple[Array, Array]:
@@ -66,7 +67,7 @@ def wilson_interval(successes: Array, total: Array, level: float = 0.95) -> tupl
     E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
     """
     z2 = ndtri((1 + level) / 2) ** 2
-    share = _ratio(successes, total)
+    share = ratio(successes, total)
     with np.errstate(divide="ignore", invalid="ignore"):
         center = (share + z2 / (2 * total)) / (1 + z2 / total)
         half = np.sqrt(z2 * (share * (1 - share) / total + z2 / (4 * total**2))) / (1 + z2 / total)
@@ -75,7 +76,22 @@ def wilson_interval(successes: Array, total: Array, level: float = 0.95) -> tupl
     return low, high
 
 
-def _ratio(numerator: Array, denominator: Array) -> Array:
+def mcnemar_p(only_first_right: int, only_second_right: int) -> float:
+    """Two-sided p-value of McNemar's exact test: would a fair coin split what just one got right so unevenly?"""
+    discordant = only_first_right + only_second_right
+    return float(binomtest(only_first_right, discordant).pvalue) if discordant else 1.0
+
+
+def cohen_kappa(first: Array, second: Array) -> float:
+    """Cohen's kappa of two boolean arrays: agreement beyond chance; NaN where both give one same answer throughout."""
+    agreement = float((first == second).mean())
+    share_first, share_second = float(first.mean()), float(second.mean())
+    by_chance = share_first * share_second + (1 - share_first) * (1 - share_second)
+    return (agreement - by_chance) / (1 - by_chance) if by_chance < 1 else float("nan")
+
+
+def ratio(numerator: Array, denominator: Array) -> Array:
+    """The quotient, NaN where the denominator is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(numerator, float) / np.where(np.asarray(denominator) == 0, np.nan, denominator)
 

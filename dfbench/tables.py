@@ -1,249 +1,251 @@
-"""The result tables: which there are, and the files and terminal lines they become.
+"""The result tables: accuracy by source, all metrics, evasion of the generators, detectors against each other.
 
-Files (`write_tables`) hold shares from 0 to 1 in CSV and percent in Markdown. `tables/sources/<source>.csv` has the
-images of one source with every detector's answer, as upstream's `process_results.py` splits its table.
+Numbers are shares from 0 to 1 in CSV and percent everywhere else. `tables/sources/<source>.csv` has the images of one
+source with every detector's answer, as upstream's `process_results.py` splits its table.
 """
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from dfbench.evaluation import Evaluation, evaluate
+from dfbench.evaluation import COMPARED_METRICS, Evaluation, evaluate
 from dfbench.letters import answers
 from dfbench.records import Detector
-
-WIDTH = 100
-"""Columns that a terminal table fits into."""
+from dfbench.sources import Category
+from dfbench.table_formats import Table, safe_names, terminal_lines, write_csv, write_table
 
 STAND_IN_NOTE = "stand-ins made for the demo; figures say nothing about DFBench"
 STAND_IN_MARK = "*"
 
-SUMMARY_METRICS = {
+TITLES = {
+    "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "f1_fake": "F1 (fake)",
     "f1_real": "F1 (real)",
     "f1_macro": "F1 (macro)",
+    "auroc": "AUROC",
+    "auroc_vs_other_class": "AUROC vs other class",
+    "average_precision": "average precision",
+    "eer": "EER",
+    "tpr_at_fpr_1": "TPR at 1 % FPR",
+    "tpr_at_fpr_5": "TPR at 5 % FPR",
+    "brier": "Brier score",
+    "ece": "calibration error",
 }
+"""What tables call each of `answer_sheet.METRICS`, in the order of the tables."""
+
+PAPER_COLUMN = "MoA-DF (paper)"
+PAPER_ACCURACY = {
+    ("class", "real"): 0.9841,
+    ("category", Category.AI_EDITED): 0.9705,
+    ("category", Category.AI_GENERATED): 0.9992,
+}
+"""Accuracy of MoA-DF after fine-tuning that the paper states (arXiv:2506.03007), by level and group."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table for people: texts, all `rows` as long as `header`. `notes` stand below it.
-
-    num_text_columns: the first ones, aligned left; the others hold numbers.
-    sections: rows that begin a new part.
-    """
-
-    name: str
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    notes: tuple[str, ...] = ()
-    num_text_columns: int = 1
-    sections: tuple[int, ...] = ()
-
-
-def percent(share: float) -> str:
+def percent(share: float, decimals: int = 2) -> str:
     """0.98414 -> "98.41"; an en dash where the number is not defined."""
-    return "–" if pd.isna(share) else f"{100 * share:.2f}"
+    return "–" if pd.isna(share) else f"{100 * share:.{decimals}f}"
+
+
+def with_interval(share: float, low: float, high: float) -> str:
+    """ "98.41 [98.2,98.6]"; only the number where it has no interval."""
+    bounds = "" if pd.isna(low) else f" [{percent(low, 1)},{percent(high, 1)}]"
+    return percent(share) + bounds
+
+
+def all_tables(evaluation: Evaluation) -> list[Table]:
+    """Every table that has something to show, in the order of the report."""
+    tables = [
+        summary_table(evaluation),
+        accuracy_table(evaluation),
+        score_table(evaluation, ["source"], "by_source", "All metrics by source, in %"),
+        score_table(evaluation, ["category"], "by_category", "All metrics by category, in %"),
+        score_table(evaluation, ["class", "overall"], "overall", "All metrics on real, fake and all images, in %"),
+        evasion_table(evaluation),
+        pair_table(evaluation),
+        reweighted_table(evaluation),
+    ]
+    return [table for table in tables if table.rows]
 
 
 def accuracy_table(evaluation: Evaluation) -> Table:
-    """Accuracy in percent, a column for each detector: every source, category and class, then the summary metrics."""
+    """Accuracy of each detector by source, category, class and over all; on the real test set, the paper's beside it."""
     scores, names = evaluation.scores, evaluation.names
-    by_group = scores.pivot(index=["level", "group"], columns="detector", values="accuracy")
-    rows, sections, level = [], [], "source"
-    for group in evaluation.groups:
-        if group.level != level:
-            sections.append(len(rows))
-            level = group.level
-        name = group.name + (STAND_IN_MARK if group.level == "source" and group.name in evaluation.stand_ins else "")
-        count = scores.loc[(scores["level"] == group.level) & (scores["group"] == group.name), "n"].iloc[0]
-        head = [group.category if group.level == "source" else group.level, name]
-        shares = by_group.loc[(group.level, group.name), names]
-        rows.append([*head, f"{count:,}", *map(percent, shares)])
-    overall = scores[scores["level"] == "overall"].set_index("detector").loc[names]
-    for metric, title in SUMMARY_METRICS.items():
-        rows.append(["overall", title, f"{len(evaluation.joined):,}", *map(percent, overall[metric])])
+    frame = scores.pivot(index=["level", "group", "category", "n"], columns="detector", values="accuracy")
+    groups = scores.drop_duplicates(["level", "group"])
+    frame = frame.loc[pd.MultiIndex.from_frame(groups[["level", "group", "category", "n"]]), names].reset_index()
+    if evaluation.is_real_test_set:
+        frame[PAPER_COLUMN] = [PAPER_ACCURACY.get((row.level, row.group)) for row in frame.itertuples()]
+        names = [*names, PAPER_COLUMN]
+    rows = [
+        [row["category"] if row["level"] == "source" else row["level"], _marked(evaluation, row), f"{row['n']:,}"]
+        + [percent(row[name]) for name in names]
+        for _, row in frame.iterrows()
+    ]
+    sections = tuple(i for i in range(1, len(frame)) if frame["level"][i] != frame["level"][i - 1])
     header = ["level", "group", "n", *names]
-    return Table("accuracy", "Accuracy in %", header, rows, notes(evaluation), 2, tuple(sections))
+    return Table("accuracy", "Accuracy, in %", header, rows, notes(evaluation), 2, sections, frame)
+
+
+def summary_table(evaluation: Evaluation) -> Table:
+    """The metrics over all images: a row for each metric, a column for each detector."""
+    overall = evaluation.scores[evaluation.scores["level"] == "overall"].set_index("detector")
+    metrics = [metric for metric in TITLES if overall[metric].notna().any()]
+    rows = [[TITLES[metric], *(_cell(overall.loc[name], metric) for name in evaluation.names)] for metric in metrics]
+    frame = overall.loc[evaluation.names, list(_with_bounds(metrics))].T.rename_axis("metric").reset_index()
+    title = f"All {evaluation.num_images:,} images, in %" + _interval_title(evaluation)
+    return Table("summary", title, ["metric", *evaluation.names], rows, notes(evaluation), 1, (), frame)
 
 
 def score_table(evaluation: Evaluation, levels: Sequence[str], name: str, title: str) -> Table:
-    """Counts and metrics of the groups of some levels, a row for each detector and group."""
+    """Counts and all metrics of the groups of some levels, a row for each group and detector."""
     scores = evaluation.scores[evaluation.scores["level"].isin(levels)]
-    rows = []
-    for row in scores.itertuples():
-        mark = STAND_IN_MARK if row.level == "source" and row.group in evaluation.stand_ins else ""
-        counts = [f"{value:,}" for value in (row.n, row.count_A, row.count_B)]
-        interval = f"{percent(row.accuracy)} [{percent(row.accuracy_low)}, {percent(row.accuracy_high)}]"
-        shares = [percent(getattr(row, metric)) for metric in SUMMARY_METRICS]
-        rows.append([row.group + mark, row.detector, *counts, interval, *shares])
-    header = ["group", "detector", "n", "called A", "called B", "accuracy [95 %]", *SUMMARY_METRICS.values()]
-    return Table(name, title, header, rows, notes(evaluation), 2)
+    metrics = [metric for metric in TITLES if scores[metric].notna().any()]
+    rows = [
+        [_marked(evaluation, row), row["detector"]]
+        + [f"{row[count]:,}" for count in ("n", "count_A", "count_B")]
+        + [_cell(row, metric) for metric in metrics]
+        for _, row in scores.iterrows()
+    ]
+    header = ["group", "detector", "n", "called A", "called B", *(TITLES[metric] for metric in metrics)]
+    return Table(name, title + _interval_title(evaluation), header, rows, notes(evaluation), 2, (), scores)
+
+
+def evasion_table(evaluation: Evaluation) -> Table:
+    """The sources of fake images by the share that is called real, the most evasive first."""
+    frame = evaluation.evasion
+    rows = [
+        [row["source"] + _mark(evaluation, row["source"]), row["category"], str(row["rank"]), f"{row['n']:,}"]
+        + [
+            with_interval(*(row[name + suffix] for suffix in ("", "_low", "_high")))
+            for name in ("mean", *evaluation.names)
+        ]
+        for _, row in frame.iterrows()
+    ]
+    num_agents = sum("fusion" not in detector.info for detector in evaluation.detectors) or len(evaluation.names)
+    header = ["source", "category", "rank", "n", f"mean of {num_agents}", *evaluation.names]
+    title = "Evasion: share of each generator's images called real, in %" + _interval_title(evaluation)
+    return Table("evasion", title, header, rows, notes(evaluation), 2, (), frame)
+
+
+def pair_table(evaluation: Evaluation) -> Table:
+    """Detectors two by two: agreement and diversity, McNemar's exact test, paired differences."""
+    rows = [
+        [row["first"], row["second"], percent(row["agreement"]), _number(row["kappa"]), percent(row["double_fault"])]
+        + [f"{row['only_first_right']:,}", f"{row['only_second_right']:,}", p_value(row["mcnemar_p"])]
+        + [_cell(row, f"{metric}_difference") for metric in COMPARED_METRICS]
+        for _, row in evaluation.pairs.iterrows()
+    ]
+    header = [
+        "first",
+        "second",
+        "agreement",
+        "kappa",
+        "both wrong",
+        "only first right",
+        "only second right",
+        "McNemar p",
+    ]
+    header += [f"Δ {TITLES[metric]}" for metric in COMPARED_METRICS]
+    title = "Detectors compared, in % (Δ: first minus second)" + _interval_title(evaluation)
+    return Table("pairs", title, header, rows, notes(evaluation), 2, (), evaluation.pairs)
+
+
+def reweighted_table(evaluation: Evaluation) -> Table:
+    """The metrics over all images once more, at other shares of real images."""
+    frame = evaluation.reweighted
+    metrics = [metric for metric in TITLES if len(frame) and frame[metric].notna().any()]
+    rows = [
+        [row["weighting"], row["detector"], *(_cell(row, metric) for metric in metrics)] for _, row in frame.iterrows()
+    ]
+    header = ["images weighted to", "detector", *(TITLES[metric] for metric in metrics)]
+    title = "All images under other weights, in %" + _interval_title(evaluation)
+    return Table("reweighted", title, header, rows, notes(evaluation), 2, (), frame)
 
 
 def notes(evaluation: Evaluation) -> tuple[str, ...]:
-    """What a reader must know about the images behind the figures."""
-    lines = []
-    if evaluation.stand_ins:
-        lines.append(f"{STAND_IN_MARK} {STAND_IN_NOTE}")
+    """What a reader must know about the images and detectors behind the figures."""
+    lines = [f"{STAND_IN_MARK} {STAND_IN_NOTE}"] if evaluation.stand_ins else []
+    lines.append(f"{percent(evaluation.share_real)} % of the {evaluation.num_images:,} images are real")
     if evaluation.num_unlabelled:
-        lines.append(f"{evaluation.num_unlabelled:,} images without a label are left out")
+        lines.append(f"images without a label, left out: {evaluation.num_unlabelled:,}")
     for detector, lost in zip(evaluation.detectors, evaluation.num_lost, strict=True):
         if lost:
-            lines.append(f"{lost:,} images of {detector.name} are left out: not every detector answered them")
+            lines.append(f"{detector.name}: {lost:,} images left out that not every detector answered")
         if detector.num_errors:
-            lines.append(f"{detector.name} has no answer for {detector.num_errors:,} images: they count nowhere")
+            lines.append(f"{detector.name}: no answer for {detector.num_errors:,} images, which count nowhere")
         if detector.info.get("finished") is False:
-            lines.append(f"the run that writes {detector.name} has not finished")
+            lines.append(f"{detector.name}: its run has not finished")
+        if isinstance(detector.info.get("fitted_on"), str):
+            lines.append(f"{detector.name}: fitted on {detector.info['fitted_on']}")
     return tuple(lines)
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# files
+def p_value(p: float) -> str:
+    """Four decimals, or "<0.0001"."""
+    return "<0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
-def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write all tables below `folder`; returns their paths, those of `sources/` left out."""
-    folder.mkdir(parents=True, exist_ok=True)
-    scores = evaluation.scores
-    parts = {
-        "by_source": (("source",), "Scores by source, in %"),
-        "by_category": (("category",), "Scores by category, in %"),
-        "overall": (("class", "overall"), "Scores on real, fake and all images, in %"),
-    }
-    paths = [_write_text(folder / "accuracy.md", markdown(accuracy_table(evaluation)))]
-    wide = scores.pivot(index=["level", "group", "category", "n"], columns="detector", values="accuracy")
-    order = pd.MultiIndex.from_frame(scores[["level", "group", "category", "n"]].drop_duplicates())
-    paths.append(_write_csv(folder / "accuracy.csv", wide.loc[order, evaluation.names].reset_index()))
-    for name, (levels, title) in parts.items():
-        paths.append(_write_csv(folder / f"{name}.csv", scores[scores["level"].isin(levels)]))
-        paths.append(_write_text(folder / f"{name}.md", markdown(score_table(evaluation, levels, name, title))))
+def _number(value: float) -> str:
+    return "–" if pd.isna(value) else f"{value:.3f}"
+
+
+def _cell(row: pd.Series, metric: str) -> str:
+    return with_interval(row[metric], row[f"{metric}_low"], row[f"{metric}_high"])
+
+
+def _with_bounds(metrics: Sequence[str]) -> list[str]:
+    return [metric + suffix for metric in metrics for suffix in ("", "_low", "_high")]
+
+
+def _interval_title(evaluation: Evaluation) -> str:
+    return " [95 % interval]" if evaluation.num_draws else ""
+
+
+def _marked(evaluation: Evaluation, row: pd.Series) -> str:
+    return row["group"] + (_mark(evaluation, row["group"]) if row["level"] == "source" else "")
+
+
+def _mark(evaluation: Evaluation, source: str) -> str:
+    return STAND_IN_MARK if source in evaluation.stand_ins else ""
+
+
+def write_tables(evaluation: Evaluation, folder: Path, tables: Sequence[Table] | None = None) -> None:
+    """Write the tables (all of them by default) below `folder`, and one CSV for each source into `folder/sources/`."""
+    for table in all_tables(evaluation) if tables is None else tables:
+        write_table(table, folder)
     _write_sources(evaluation, folder / "sources")
-    return paths
 
 
 def _write_sources(evaluation: Evaluation, folder: Path) -> None:
     """One CSV for each source: image, label and each detector's answer and P(fake)."""
     folder.mkdir(exist_ok=True)
-    joined = evaluation.joined
+    joined = evaluation.sheet.joined
     frame = joined[["image", "label"]].copy()
     for i, name in enumerate(evaluation.names):
         frame[f"answer_{name}"] = answers(joined[[f"prob_A_{i}", f"prob_B_{i}"]].to_numpy())
         frame[f"prob_B_{name}"] = joined[f"prob_B_{i}"]
     groups = dict(list(frame.groupby(joined["source"], sort=False)))
     for source, name in zip(groups, safe_names(groups), strict=True):
-        _write_csv(folder / f"{name}.csv", groups[source])
-
-
-def safe_names(names: Iterable[str]) -> list[str]:
-    """File names that stay in their folder, differ from each other whatever the case, and read like the names given."""
-    safe: list[str] = []
-    for name in names:
-        stem = re.sub(r"[^\w.+-]", "_", name).strip(".")[:100] or "unnamed"
-        taken = {other.lower() for other in safe}
-        number = 2
-        unique = stem
-        while unique.lower() in taken:
-            unique, number = f"{stem}_{number}", number + 1
-        safe.append(unique)
-    return safe
-
-
-def _write_csv(path: Path, frame: pd.DataFrame) -> Path:
-    temporary = path.with_name(path.name + ".tmp")
-    frame.to_csv(temporary, index=False, lineterminator="\n")
-    temporary.replace(path)
-    return path
-
-
-def _write_text(path: Path, text: str) -> Path:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-    return path
-
-
-def markdown(table: Table) -> str:
-    """The table in GitHub's Markdown, its title above and its notes below."""
-
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(_escape_markdown(cell) for cell in cells) + " |"
-
-    numbers = len(table.header) - table.num_text_columns
-    rule = "|" + " --- |" * table.num_text_columns + " ---: |" * numbers
-    body = [line(table.header), rule, *map(line, table.rows)]
-    return "\n".join([f"# {table.title}", "", *body, *(f"\n{_escape_markdown(note)}" for note in table.notes)]) + "\n"
-
-
-def _escape_markdown(text: str) -> str:
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# terminal
-
-
-def terminal_lines(table: Table, width: int = WIDTH) -> list[str]:
-    """The table in plain text, at most `width` columns wide: long names are cut, columns that do not fit go below."""
-    fixed = table.num_text_columns + 1
-    longest = max(8, (width - 45) // max(1, min(4, len(table.header) - fixed)) - 2)
-    header = [shortened(cell, longest if i >= fixed else 20) for i, cell in enumerate(table.header)]
-    rows = [[shortened(cell, 20) for cell in row] for row in table.rows]
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [table.title]
-    for columns in _blocks(widths, fixed, width):
-        aligned = _aligned([header, *rows], columns, widths, table.num_text_columns)
-        for section in reversed(table.sections):
-            aligned.insert(section + 1, "")
-        lines += ["", *aligned]
-    return [*lines, *(["", *table.notes] if table.notes else [])]
-
-
-def _blocks(widths: Sequence[int], fixed: int, width: int) -> list[list[int]]:
-    """Column numbers of each block: the fixed ones, then as many others as fit."""
-    first = list(range(fixed))
-    blocks, room = [], 0
-    for i in range(fixed, len(widths)):
-        if not blocks or room < widths[i] + 2:
-            blocks.append(list(first))
-            room = width - sum(widths[j] + 2 for j in first) + 2
-        blocks[-1].append(i)
-        room -= widths[i] + 2
-    return blocks or [first]
-
-
-def _aligned(rows: list[list[str]], columns: list[int], widths: Sequence[int], num_text_columns: int) -> list[str]:
-    """Lines of text; a first cell that repeats the one above is left blank."""
-    lines, above = [], ""
-    for row in rows:
-        cells = ["" if i == 0 and row[0] == above else row[i] for i in columns]
-        above = row[0]
-        padded = (
-            cell.ljust(widths[i]) if i < num_text_columns else cell.rjust(widths[i])
-            for i, cell in zip(columns, cells, strict=True)
-        )
-        lines.append("  ".join(padded).rstrip())
-    return lines
-
-
-def shortened(text: str, limit: int) -> str:
-    """One line without control characters, at most `limit` characters: hostile names must not drive the terminal."""
-    text = "".join(character if character.isprintable() else "?" for character in text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+        write_csv(folder / f"{name}.csv", groups[source])
 
 
 def accuracy_lines(detectors: Sequence[Detector]) -> list[str]:
-    """The accuracy table of some detectors as terminal lines; without any label, how often each answered A and B."""
+    """Accuracy and summary of some detectors as terminal lines; without any label, how often each answered A and B."""
     if all((detector.frame["label"] == "").all() for detector in detectors):
         return [
             f"{detector.name}: no labels; {(detector.frame['answer'] == 'A').sum():,} images called A (real), "
             f"{(detector.frame['answer'] == 'B').sum():,} called B (fake)"
             for detector in detectors
         ]
-    return terminal_lines(accuracy_table(evaluate(detectors)))
+    return result_lines(evaluate(detectors))
+
+
+def result_lines(evaluation: Evaluation) -> list[str]:
+    """The two tables for the terminal: accuracy by group, and every metric over all images."""
+    accuracy = replace(accuracy_table(evaluation), notes=())  # those of the summary say the same
+    return [*terminal_lines(accuracy), "", *terminal_lines(summary_table(evaluation))]
+

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, cohen_kappa_score, f1_score
 
 from dfbench import metrics
 from dfbench.metrics import Counts
@@ -58,3 +58,21 @@ def test_wilson_interval_agrees_with_scipy(right, total):
 
 def test_wilson_interval_of_nothing_is_undefined():
     assert np.isnan(metrics.wilson_interval(0, 0)).all()
+
+
+def test_mcnemar_by_hand():
+    # 6 images that just one got right, split 1 to 5: 2 * (C(6,0) + C(6,1)) / 2^6 = 14 / 64.
+    assert metrics.mcnemar_p(1, 5) == pytest.approx(14 / 64)
+    assert metrics.mcnemar_p(3, 3) == metrics.mcnemar_p(0, 0) == 1
+
+
+def test_kappa_agrees_with_scikit_learn():
+    rng = np.random.default_rng(0)
+    first = rng.random(200) < 0.8
+    second = np.where(rng.random(200) < 0.3, ~first, first)
+    assert metrics.cohen_kappa(first, second) == pytest.approx(cohen_kappa_score(first, second))
+
+
+def test_kappa_of_two_constant_answers_is_undefined():
+    assert np.isnan(metrics.cohen_kappa(np.ones(5, bool), np.ones(5, bool)))
+    assert metrics.cohen_kappa(np.ones(5, bool), np.zeros(5, bool)) == 0

@@ -6,17 +6,26 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dfbench.answer_sheet import METRICS
 from dfbench.evaluation import evaluate
 from dfbench.records import Detector
+from dfbench.sources import DFBENCH, NUM_TEST
 from dfbench.tables import (
+    PAPER_COLUMN,
     STAND_IN_NOTE,
-    Table,
+    TITLES,
     accuracy_lines,
     accuracy_table,
-    markdown,
+    all_tables,
+    evasion_table,
+    p_value,
+    pair_table,
     percent,
-    safe_names,
-    terminal_lines,
+    result_lines,
+    reweighted_table,
+    score_table,
+    summary_table,
+    with_interval,
     write_tables,
 )
 
@@ -41,8 +50,20 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
-def test_percent():
+def row_of(table, *head):
+    return next(row for row in table.rows if row[: len(head)] == list(head))
+
+
+def test_numbers_as_texts():
     assert [percent(0.98414), percent(1), percent(float("nan"))] == ["98.41", "100.00", "–"]
+    assert with_interval(0.98414, 0.9812, 0.9867) == "98.41 [98.1,98.7]"
+    assert with_interval(0.5, float("nan"), float("nan")) == "50.00"
+    assert with_interval(float("nan"), float("nan"), float("nan")) == "–"
+    assert [p_value(0.04567), p_value(0.00001)] == ["0.0457", "<0.0001"]
+
+
+def test_every_metric_has_a_title():
+    assert set(TITLES) == set(METRICS)
 
 
 def test_csv_files_hold_shares_and_counts(tmp_path):
@@ -56,14 +77,24 @@ def test_csv_files_hold_shares_and_counts(tmp_path):
     ]  # fmt: skip
     assert [row["group"] for row in read_csv(tmp_path / "by_category.csv")] == ["real distorted", "AI-generated"]
     overall = read_csv(tmp_path / "overall.csv")
-    assert [(row["group"], row["accuracy"]) for row in overall] == [
-        ("real", "0.75"),
-        ("fake", "1.0"),
-        ("all images", "0.875"),
-    ]
+    found = [(row["group"], row["accuracy"]) for row in overall]
+    assert found == [("real", "0.75"), ("fake", "1.0"), ("all images", "0.875")]
     assert overall[2]["balanced_accuracy"] == "0.875"
-    wide = read_csv(tmp_path / "accuracy.csv")
-    assert [(row["group"], row["x"]) for row in wide][:2] == [("LIVE", "0.75"), ("Kolors", "1.0")]
+    assert [(row["group"], row["x"]) for row in read_csv(tmp_path / "accuracy.csv")][:2] == [
+        ("LIVE", "0.75"),
+        ("Kolors", "1.0"),
+    ]
+    assert read_csv(tmp_path / "evasion.csv")[0]["mean"] == "0.0"
+    summary = {row["metric"]: row["x"] for row in read_csv(tmp_path / "summary.csv")}
+    assert summary["f1_fake"] == str(16 / 18)
+
+
+def test_every_table_is_written_in_three_formats(tmp_path):
+    detectors = [detector("x", SOURCES), detector("y", SOURCES, seed=1)]
+    write_tables(evaluate(detectors, num_draws=20, prior=0.5), tmp_path)
+    names = {"summary", "accuracy", "by_source", "by_category", "overall", "evasion", "pairs", "reweighted"}
+    files = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert files == {f"{name}.{suffix}" for name in names for suffix in ("csv", "md", "tex")}
 
 
 def test_one_csv_for_each_source(tmp_path):
@@ -78,22 +109,53 @@ def test_hostile_source_names_stay_in_their_folder(tmp_path):
     sources = {"..": "A", "a\nb": "B", "A?b": "B", "": "A"}
     write_tables(evaluate([detector("x", sources, num_images=2)]), tmp_path / "tables")
     assert [path.name for path in tmp_path.iterdir()] == ["tables"]
-    assert safe_names(["..", "a/b", "A?b", "", "edit", "Edit", "x" * 300]) == [
-        "unnamed", "a_b", "A_b_2", "unnamed_2", "edit", "Edit_2", "x" * 100,
-    ]  # fmt: skip
+    stems = sorted(path.stem for path in (tmp_path / "tables" / "sources").iterdir())
+    assert stems == ["A_b", "a_b_2", "unnamed", "unnamed_2"]
 
 
-def test_markdown_escapes_what_cells_bring():
-    text = markdown(Table("t", "T", ["name", "n"], [["<b>|x|\n*y*", "1"]], ("a note",)))
-    assert text.splitlines() == [
-        "# T",
-        "",
-        "| name | n |",
-        "| --- | ---: |",
-        r"| &lt;b>\|x\| \*y\* | 1 |",
-        "",
-        "a note",
+def test_rows_and_columns_of_each_table():
+    detectors = [detector(name, SOURCES, seed=seed) for seed, name in enumerate(("x", "y", "MoA-DF"))]
+    detectors[2].info = {"fusion": "mean_prob"}
+    evaluation = evaluate(detectors, num_draws=30, prior=0.5)
+    accuracy = accuracy_table(evaluation)
+    assert accuracy.header == ["level", "group", "n", "x", "y", "MoA-DF"]
+    assert [row[:3] for row in accuracy.rows] == [
+        ["real distorted", "LIVE", "8"],
+        ["AI-generated", "Kolors", "8"],
+        ["category", "real distorted", "8"],
+        ["category", "AI-generated", "8"],
+        ["class", "real", "8"],
+        ["class", "fake", "8"],
+        ["overall", "all images", "16"],
     ]
+    assert accuracy.sections == (2, 4, 6)
+    assert [row[0] for row in summary_table(evaluation).rows] == [
+        title for metric, title in TITLES.items() if metric != "auroc_vs_other_class"
+    ]
+    by_source = score_table(evaluation, ["source"], "by_source", "T")
+    assert by_source.header[:6] == ["group", "detector", "n", "called A", "called B", "accuracy"]
+    assert "balanced accuracy" not in by_source.header
+    assert len(by_source.rows) == 6
+    assert evasion_table(evaluation).header == ["source", "category", "rank", "n", "mean of 2", "x", "y", "MoA-DF"]
+    assert [row[:2] for row in pair_table(evaluation).rows] == [["x", "y"], ["x", "MoA-DF"], ["y", "MoA-DF"]]
+    assert [row[:2] for row in reweighted_table(evaluation).rows] == [
+        ["real prior 50 %", n] for n in ("x", "y", "MoA-DF")
+    ]
+    for table in all_tables(evaluation):
+        assert {len(row) for row in table.rows} == {len(table.header)}, table.name
+
+
+def test_the_paper_stands_beside_a_run_on_the_real_test_set():
+    sources = {source.name: source.label for source in DFBENCH}
+    evaluation = evaluate([detector("MoA-DF", sources, num_images=NUM_TEST // 21)])
+    table = accuracy_table(evaluation)
+    assert table.header[-1] == PAPER_COLUMN
+    assert row_of(table, "class", "real")[-1] == "98.41"
+    assert row_of(table, "category", "AI-edited")[-1] == "97.05"
+    assert row_of(table, "category", "AI-generated")[-1] == "99.92"
+    assert [row[-1] for row in table.rows].count("–") == len(table.rows) - 3
+    fewer = evaluate([detector("MoA-DF", sources, num_images=100)])
+    assert PAPER_COLUMN not in accuracy_table(fewer).header
 
 
 @pytest.mark.parametrize("num_detectors", [1, 4, 11])
@@ -101,11 +163,11 @@ def test_markdown_escapes_what_cells_bring():
 def test_terminal_tables_fit_100_columns(num_detectors, name):
     sources = SOURCES | {"a source with a name that is much too long for any table": "B"}
     detectors = [detector(f"{i}{name}", sources, seed=i) for i in range(num_detectors)]
-    lines = terminal_lines(accuracy_table(evaluate(detectors)))
+    lines = result_lines(evaluate(detectors, num_draws=20))
     assert max(map(len, lines)) <= 100
     text = "\n".join(lines)
     for i in range(num_detectors):
-        assert f" {i}{name[:5]}" in text
+        assert text.count(f" {i}{name[:5]}") == 2
 
 
 def test_terminal_gets_no_control_characters():
@@ -115,23 +177,28 @@ def test_terminal_gets_no_control_characters():
 
 
 def test_stand_ins_are_marked_and_explained():
-    evaluation = evaluate([detector("x", {"demo_blur": "A", "LIVE": "A", "Kolors": "B"})])
-    lines = terminal_lines(accuracy_table(evaluation))
+    evaluation = evaluate([detector("x", {"demo_blur": "A", "LIVE": "A", "demo_sampler": "B"})])
+    lines = result_lines(evaluation)
     assert any("demo_blur*" in line for line in lines)
     assert not any("LIVE*" in line for line in lines)
-    assert lines[-1] == f"* {STAND_IN_NOTE}"
-    assert not any("stand-in" in line for line in terminal_lines(accuracy_table(evaluate([detector("x", SOURCES)]))))
+    assert f"* {STAND_IN_NOTE}" in lines
+    for table in all_tables(evaluation):
+        assert f"* {STAND_IN_NOTE}" in table.notes, table.name
+    assert evasion_table(evaluation).rows[0][0] == "demo_sampler*"
+    assert not any("stand-in" in line for line in result_lines(evaluate([detector("x", SOURCES)])))
 
 
 def test_notes_count_what_is_left_out():
     x, y = detector("x", SOURCES), detector("y", SOURCES, num_images=7)
-    x.num_errors, y.info = 3, {"finished": False}
+    x.num_errors, x.info, y.info = 3, {"fitted_on": "images of other sources"}, {"finished": False}
     x.frame.loc[0, "label"] = y.frame.loc[0, "label"] = ""
     assert accuracy_table(evaluate([x, y], partial=True)).notes == (
-        "1 images without a label are left out",
-        "2 images of x are left out: not every detector answered them",
-        "x has no answer for 3 images: they count nowhere",
-        "the run that writes y has not finished",
+        "46.15 % of the 13 images are real",
+        "images without a label, left out: 1",
+        "x: 2 images left out that not every detector answered",
+        "x: no answer for 3 images, which count nowhere",
+        "x: fitted on images of other sources",
+        "y: its run has not finished",
     )
 
 
