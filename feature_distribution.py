@@ -4,7 +4,8 @@
     python feature_distribution.py --image_root ~/photos --limit_per_source 1000
 
 Writes <source>.csv, <source>.errors.csv (the images that cannot be measured: missing, truncated, no image at all) and
-<source>.json. Repeat the command to go on after an interruption. The exit status is 0 if any image could be measured.
+<source>.json. After an interruption, or with more images, the same command goes on with what is not measured yet. The
+exit status is 0 if at least one image could be measured.
 """
 
 import sys
@@ -45,13 +46,13 @@ def main() -> None:
             args.output_dir,
             found=f"none of {outcome.num_errors} images could be measured ({outcome.errors[0]} says why)",
             expected="images below --image_root",
-            remedy="correct --image_root and add --overwrite",
+            remedy="correct --image_root",
         )
     rate = f", {outcome.num_new / outcome.seconds:.1f} images/s" if outcome.num_new else ""
     print(f"{outcome.num_measured} images of {len(images)} sources ({outcome.num_new} new{rate}): {args.output_dir}")
     if outcome.num_errors:
         print(f"not measured: {outcome.num_errors}, listed in {', '.join(map(str, outcome.errors))}")
-        print("once they are repaired, measure their sources again: --sources SOURCE --overwrite")
+        print("repair them and repeat the command: only they will be measured again")
 
 
 if __name__ == "__main__":

@@ -1,44 +1,48 @@
 """Measure the images of whole sources on all cores: one CSV a source, resumable, bad images listed beside it.
 
-`<source>.csv` has the columns of `dfbench.features`, in the order of the images' paths; `<source>.errors.csv`
-(`image,error`) lists those that cannot be measured, and `<source>.json` says how many there are and what measured them.
-The JSON is written last: a CSV without one belongs to a run that did not end.
+`<source>.csv` has the columns of `dfbench.features`, one row an image in the order of their paths;
+`<source>.errors.csv` (`image,error`) lists those that cannot be measured; `<source>.json` says what measured them. All
+three are put in place at the end of a source. Until then its rows pile up in `<source>.csv.part`, from which a killed
+run goes on.
+
+What a CSV holds is not measured again, even where the run has more images than the last one; errors are tried again.
 """
 
+import csv
 import ctypes
+import io
+import os
 import platform
 import sys
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 import cv2
-import numpy as np
-import PIL
-import scipy
 from tqdm import tqdm
 
-import dfbench
-from dfbench.errors import InputError
+from dfbench.errors import InputError, shorten
 from dfbench.features import COLUMNS, format_row, measure_image
 from dfbench.image_sets import Images
 from dfbench.images import ImageError
 from dfbench.processes import run_jobs
-from dfbench.records import errors_path, info_path, read_info, write_json
-from dfbench.resume import RecordWriter
+from dfbench.provenance import describe_software
+from dfbench.records import ERROR_COLUMNS, errors_path, info_path, write_json
 
 BATCH_SIZE = 8
-"""Images a worker measures before they are written: what a killed run loses, for each worker."""
+"""Images that a worker measures before they are written: what a killed run loses, for each worker."""
+
+Rows = list[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """num_measured, num_errors: rows of all CSVs and errors CSVs of this run's sources, those of earlier runs included.
+    """num_measured, num_errors: images of this run's sources with and without a row, those of earlier runs included.
 
-    num_new: images looked at by this run, in `seconds`. errors: the errors CSVs that exist.
+    num_new: images looked at by this run, in `seconds`. errors: the errors CSVs that it wrote.
     """
 
     num_measured: int
@@ -50,107 +54,123 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Job:
-    number: int
     source: str
     images: tuple[str, ...]
-
-
-_Measured = tuple[list[tuple[str, ...]], list[tuple[str, str]]]
-"""CSV rows and (image, error) pairs of one batch."""
 
 
 def measure_sources(
     images: Images, image_root: Path, output_dir: Path, *, workers: int, overwrite: bool = False, quiet: bool = False
 ) -> Outcome:
-    """Measure all images that the CSVs in `output_dir` do not hold yet.
+    """Measure all images that `output_dir` does not hold yet, and write the files of each source.
 
-    Raises InputError where a CSV holds other images than this run's, and where a worker process is killed.
+    Raises InputError where a CSV holds images that are not of this run, and where a worker process is killed.
     """
-    jobs, done = _plan(images, image_root, output_dir, overwrite)
     started = time.monotonic()
-    num_images = sum(map(len, images.values()))
+    stores = {source: _Store(output_dir / f"{source}.csv", image_root, overwrite) for source in images}
+    jobs = [job for source in images for job in _jobs(source, images[source], stores[source])]
+    left = Counter(job.source for job in jobs)
+    errors: dict[str, Rows] = defaultdict(list)
+    num_images, num_new = sum(map(len, images.values())), sum(len(job.images) for job in jobs)
+    for source in (source for source in images if left[source] == 0):
+        stores[source].finish(images[source], [])
     hide = quiet or not sys.stderr.isatty()
-    with tqdm(total=num_images, initial=done, unit="img", desc="features", smoothing=0.05, disable=hide) as bar:
-        results = _in_order(run_jobs(partial(measure_batch, image_root), jobs, workers))
-        for source, batches in groupby(results, key=lambda result: result[0].source):
-            writer = _open_writer(source, images[source], output_dir)
-            try:
-                for job, (rows, errors) in batches:
-                    writer.write(rows, errors)
-                    bar.update(len(job.images))
-            finally:
-                writer.close()
-            _write_info(writer, source, image_root, output_dir)
-    return _count(images, output_dir, num_images - done, time.monotonic() - started)
+    with tqdm(total=num_images, initial=num_images - num_new, unit="img", smoothing=0.05, disable=hide) as bar:
+        for job, (rows, failed) in run_jobs(partial(measure_batch, image_root), jobs, workers):
+            stores[job.source].append(rows)
+            errors[job.source] += failed
+            left[job.source] -= 1
+            if left[job.source] == 0:
+                stores[job.source].finish(images[job.source], errors[job.source])
+            bar.update(len(job.images))
+    num_errors = sum(map(len, errors.values()))
+    listed = [errors_path(stores[source].path) for source in images if errors[source]]
+    return Outcome(num_images - num_errors, num_errors, num_new, time.monotonic() - started, listed)
 
 
-def _plan(images: Images, image_root: Path, output_dir: Path, overwrite: bool) -> tuple[list[_Job], int]:
-    """(batches left to measure, number of images done), with every CSV cut back to its last whole batch."""
-    jobs: list[_Job] = []
-    for source, keys in images.items():
-        writer = _open_writer(source, keys, output_dir, overwrite)
-        writer.close()
-        left = _batches(keys)[writer.num_done_batches :]
-        info_path(_csv_path(source, output_dir)).unlink(missing_ok=True)
-        if not left:
-            _write_info(writer, source, image_root, output_dir)
-        jobs += [_Job(number, source, batch) for number, batch in enumerate(left, start=len(jobs))]
-    return jobs, sum(map(len, images.values())) - sum(len(job.images) for job in jobs)
+def _jobs(source: str, keys: Sequence[str], store: "_Store") -> Iterator[_Job]:
+    """The images that the store does not hold, in batches."""
+    known = store.lines()
+    if strangers := sorted(known.keys() - set(keys)):
+        raise InputError(
+            store.path,
+            found=f"image {strangers[0]} and {len(strangers) - 1} more that are not of this run",
+            expected="some of the images of this run",
+            remedy="repeat the command that wrote it, name another --output_dir, or start over with --overwrite",
+        )
+    missing = [key for key in keys if key not in known]
+    for start in range(0, len(missing), BATCH_SIZE):
+        yield _Job(source, tuple(missing[start : start + BATCH_SIZE]))
 
 
-def _csv_path(source: str, output_dir: Path) -> Path:
-    return output_dir / f"{source}.csv"
+class _Store:
+    """The files of one source."""
+
+    def __init__(self, path: Path, image_root: Path, overwrite: bool) -> None:
+        self.path, self.image_root = path, image_root
+        self._part = path.with_name(path.name + ".part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            for old in (path, self._part, errors_path(path), info_path(path)):
+                old.unlink(missing_ok=True)
+        if self._part.exists():  # a kill can leave half a line
+            os.truncate(self._part, self._part.read_bytes().rfind(b"\n") + 1)
+
+    def lines(self) -> dict[str, str]:
+        """Image -> its line of the CSV, of all that is measured. Raises InputError for a CSV with other columns."""
+        found = {}
+        for path in (self.path, self._part):
+            text = path.read_bytes().decode(errors="replace") if path.exists() else _line(COLUMNS)
+            header, *lines = (line + "\n" for line in text.split("\n"))
+            if header != _line(COLUMNS) and path.stat().st_size:
+                raise InputError(
+                    path,
+                    found=f"the header {shorten(header.strip())}",
+                    expected=",".join(COLUMNS),
+                    remedy="name another --output_dir, or start over with --overwrite",
+                )
+            rows = ((next(csv.reader([line])), line) for line in lines)
+            found.update((cells[0], line) for cells, line in rows if len(cells) == len(COLUMNS))
+        return found
+
+    def append(self, rows: Rows) -> None:
+        """Keep measured rows; they have reached the operating system when this returns."""
+        with self._part.open("a", encoding="utf-8", newline="") as file:
+            file.write("".join(map(_line, [COLUMNS] * (file.tell() == 0) + rows)))
+
+    def finish(self, keys: Sequence[str], errors: Rows) -> None:
+        """Put the CSV in place, in the order of `keys`, and its errors and metadata before it."""
+        if not errors:
+            errors_path(self.path).unlink(missing_ok=True)
+            if self.path.exists() and not self._part.exists():
+                return
+        else:
+            _replace(errors_path(self.path), [ERROR_COLUMNS, *sorted(errors)])
+        lines = self.lines()
+        software = describe_software(("opencv-python-headless", "pillow", "numpy", "scipy"))
+        counts = {"num_images": len(lines), "num_errors": len(errors), "image_root": str(self.image_root)}
+        write_json(info_path(self.path), {"source": self.path.stem, **counts, **software})
+        _replace(self.path, [COLUMNS], [lines[key] for key in keys if key in lines])
+        self._part.unlink(missing_ok=True)
 
 
-def _batches(keys: Sequence[str]) -> list[tuple[str, ...]]:
-    return [tuple(keys[start : start + BATCH_SIZE]) for start in range(0, len(keys), BATCH_SIZE)]
+def _line(cells: Sequence[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
 
 
-def _open_writer(source: str, keys: Sequence[str], output_dir: Path, overwrite: bool = False) -> RecordWriter:
-    try:
-        return RecordWriter(_csv_path(source, output_dir), _batches(keys), columns=COLUMNS, overwrite=overwrite)
-    except InputError as error:
-        remedy = "repeat the command that began this file, name another --output_dir, or start over with --overwrite"
-        raise InputError(error.where, found=error.found, expected=error.expected, remedy=remedy) from None
+def _replace(path: Path, rows: Iterable[Sequence[str]], lines: Iterable[str] = ()) -> None:
+    """Write a CSV of rows, then of lines as they are, and put it in place at once."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join([*map(_line, rows), *lines]), encoding="utf-8", newline="\n")
+    temporary.replace(path)
 
 
-def _write_info(writer: RecordWriter, source: str, image_root: Path, output_dir: Path) -> None:
-    libraries = {"opencv": cv2, "pillow": PIL, "numpy": np, "scipy": scipy, "dfbench": dfbench}
-    info = {
-        "source": source,
-        "num_images": writer.num_rows,
-        "num_errors": writer.num_errors,
-        "image_root": str(image_root),
-        "versions": {name: library.__version__ for name, library in libraries.items()},
-    }
-    write_json(info_path(_csv_path(source, output_dir)), info)
+# --------------------------------------------------------------------------------------------------- in the workers
 
 
-def _in_order(results: Iterable[tuple[_Job, _Measured]]) -> Iterator[tuple[_Job, _Measured]]:
-    """Results by job number; what came early waits."""
-    waiting: dict[int, tuple[_Job, _Measured]] = {}
-    following = 0
-    for job, measured in results:
-        waiting[job.number] = (job, measured)
-        while following in waiting:
-            yield waiting.pop(following)
-            following += 1
-
-
-def _count(images: Images, output_dir: Path, num_new: int, seconds: float) -> Outcome:
-    infos = [read_info(_csv_path(source, output_dir)) for source in images]
-    listed = [errors_path(_csv_path(source, output_dir)) for source in images]
-    return Outcome(
-        sum(info["num_images"] for info in infos),
-        sum(info["num_errors"] for info in infos),
-        num_new,
-        seconds,
-        [path for path in listed if path.exists()],
-    )
-
-
-def measure_batch(image_root: Path, job: _Job) -> _Measured:
-    """Measure the images of one job in this process."""
+def measure_batch(image_root: Path, job: _Job) -> tuple[Rows, Rows]:
+    """(CSV rows, (image, error) pairs) of the images of one job, measured in this process."""
     prepare_process()
     rows, errors = [], []
     for image in job.images:

@@ -56,10 +56,16 @@ def _image_keys(folder: Path, names: Iterable[str], image_root: Path) -> Iterato
     below_root = folder.relative_to(image_root)
     for name in names:
         if name.lower().endswith(SUFFIXES) and not name.startswith(".") and (folder / name).is_file():
-            if "\n" in name or "\r" in name or name != name.encode(errors="replace").decode():
-                expected = "UTF-8 without a line break"
-                raise InputError(folder, found=f"the file name {name!r}", expected=expected, remedy="rename it")
-            yield (below_root / name).as_posix()
+            key = (below_root / name).as_posix()
+            _check_key(key, folder)
+            yield key
+
+
+def _check_key(key: str, where: Path) -> None:
+    """A key has to fit into one line of a UTF-8 file, which Linux does not ask of its file names."""
+    if "\n" in key or "\r" in key or key != key.encode(errors="replace").decode():
+        expected = "UTF-8 without a line break"
+        raise InputError(where, found=f"the path {key!r}", expected=expected, remedy="rename the file")
 
 
 def annotated_images(paths: Iterable[Path]) -> Images:
@@ -67,6 +73,7 @@ def annotated_images(paths: Iterable[Path]) -> Images:
     images = defaultdict(set)
     for path in paths:
         for sample in read_annotations(path):
+            _check_key(sample.image, path)
             images[source_of(sample.image) or LOOSE_IMAGES].add(sample.image)
     return {source: sorted(images[source]) for source in sorted(images)}
 

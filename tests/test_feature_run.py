@@ -35,7 +35,8 @@ def measure(root: Path, output_dir: Path, images: Images | None = None, **option
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """All files but the metadata, which names the commit."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"}
 
 
 def test_files_of_a_run(root: Path, tmp_path: Path) -> None:
@@ -57,42 +58,65 @@ def test_files_of_a_run(root: Path, tmp_path: Path) -> None:
     assert (info["num_images"], info["num_errors"]) == (NUM_IMAGES - 2, 2)
 
 
-@pytest.mark.parametrize(("kept", "num_errors"), [(0, 0), (10, 0), (85, 1), (900, 1), (1300, 1), (-5, 2)])
-def test_resume_from_any_byte(root: Path, tmp_path: Path, kept: int, num_errors: int) -> None:
-    """A run killed while it writes leaves a beginning of the CSV, and the errors of the batches up to this one."""
+@pytest.mark.parametrize("kept", [0, 10, 85, 86, 900, 1300, -5, None])
+def test_resume_from_any_byte(root: Path, tmp_path: Path, kept: int | None) -> None:
+    """A killed run leaves a beginning of the rows, in the order in which they came."""
     measure(root, tmp_path / "whole")
     whole = contents(tmp_path / "whole")
+    header, *rows = whole["many.csv"].splitlines(keepends=True)
     (tmp_path / "part").mkdir()
-    (tmp_path / "part" / "many.csv").write_bytes(whole["many.csv"][:kept])
-    errors = whole["many.errors.csv"].splitlines(keepends=True)[: 1 + num_errors]
-    (tmp_path / "part" / "many.errors.csv").write_bytes(b"".join(errors))
-    measure(root, tmp_path / "part")
+    (tmp_path / "part" / "many.csv.part").write_bytes(b"".join([header, *rows[8:16], *rows[:8], *rows[16:]])[:kept])
+    assert measure(root, tmp_path / "part").num_measured == NUM_IMAGES - 2 + 1
     assert contents(tmp_path / "part") == whole
 
 
-def test_a_finished_run_has_nothing_to_do(root: Path, tmp_path: Path) -> None:
+def test_resume_after_a_kill_between_two_files(root: Path, tmp_path: Path) -> None:
+    measure(root, tmp_path / "out")
+    whole = contents(tmp_path / "out")
+    (tmp_path / "out" / "one.csv.part").write_bytes(whole["one.csv"])  # put in place, the rest not yet removed
+    (tmp_path / "out" / "many.csv").rename(tmp_path / "out" / "many.csv.part")  # not yet put in place
+    measure(root, tmp_path / "out")
+    assert contents(tmp_path / "out") == whole
+
+
+def test_only_errors_are_tried_again(root: Path, tmp_path: Path) -> None:
     first = measure(root, tmp_path / "out")
     before = contents(tmp_path / "out")
     again = measure(root, tmp_path / "out")
-    assert again.num_new == 0
+    assert again.num_new == 3
     assert (again.num_measured, again.num_errors, again.errors) == (first.num_measured, first.num_errors, first.errors)
     assert contents(tmp_path / "out") == before
+    for name in ("many/07.png", "many/25.png"):
+        Image.new("RGB", (5, 5)).save(root / name)
+    repaired = measure(root, tmp_path / "out")
+    assert (repaired.num_new, repaired.num_errors) == (3, 1)
+    assert "many.errors.csv" not in contents(tmp_path / "out")
+    assert (tmp_path / "out" / "many.csv").read_text().count("\n") == NUM_IMAGES + 1
 
 
-def test_overwrite_looks_again(root: Path, tmp_path: Path) -> None:
-    measure(root, tmp_path / "out")
-    Image.new("RGB", (5, 5)).save(root / "many" / "07.png")
-    assert measure(root, tmp_path / "out").num_errors == 3
-    assert measure(root, tmp_path / "out", overwrite=True).num_errors == 2
+def test_a_larger_selection_keeps_what_is_there(root: Path, tmp_path: Path) -> None:
+    measure(root, tmp_path / "whole")
+    some = {"many": [f"many/{i:02d}.png" for i in range(3, 20)]}
+    assert measure(root, tmp_path / "out", some).num_new == 17
+    assert measure(root, tmp_path / "out").num_new == NUM_IMAGES + 2 - 16  # one of the 17 had failed
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_another_selection_is_refused_and_costs_nothing(root: Path, tmp_path: Path) -> None:
+def test_a_smaller_selection_is_refused_and_costs_nothing(root: Path, tmp_path: Path) -> None:
     measure(root, tmp_path / "out")
     before = contents(tmp_path / "out")
-    other = {"many": [f"many/{i:02d}.png" for i in range(20, NUM_IMAGES)]}
-    with pytest.raises(InputError, match=r"many.csv: row 2: .*--output_dir"):
-        measure(root, tmp_path / "out", other)
+    some = {"many": [f"many/{i:02d}.png" for i in range(20, NUM_IMAGES)]}
+    with pytest.raises(InputError, match=r"many.csv: found image many/00.png and 18 more .*--output_dir"):
+        measure(root, tmp_path / "out", some)
     assert contents(tmp_path / "out") == before
+    assert measure(root, tmp_path / "out", some, overwrite=True).num_new == NUM_IMAGES - 20
+
+
+def test_a_csv_of_other_columns_is_refused(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "one.csv").write_text("image,brightness\none/only.jpg,3\n")
+    with pytest.raises(InputError, match=r"one.csv: found the header 'image,brightness'"):
+        measure(root, tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def test_a_name_that_no_csv_can_hold_is_refused(tmp_path: Path, name: str | byte
     (tmp_path / "a").mkdir()
     with open(bytes(tmp_path / "a") + b"/" + (name if isinstance(name, bytes) else name.encode()), "wb"):
         pass
-    with pytest.raises(InputError, match="file name"):
+    with pytest.raises(InputError, match="rename the file"):
         find_images(tmp_path)
 
 
