@@ -64,15 +64,15 @@ class Preparation(Dataset):
         image_root: Path,
         prompt: Prompt,
         *,
-        fixed_shape: bool = False,
+        shape: PackShape | None = None,
         pieces: int = 1,
         strict: bool = False,
     ) -> None:
-        """fixed_shape: fill every pack up to one shape, which compiled code needs."""
+        """shape: fill every pack up to it (compiled code needs one shape); None for shapes that follow the batch."""
         self.batches, self.image_root, self.prompt, self.strict = batches, image_root, prompt, strict
-        self.pieces = pieces
-        split = [piece for batch in batches for piece in split_batch(batch, pieces)]
-        self.shape: PackShape | None = fitting_shape(split) if fixed_shape and split else None
+        self.shape, self.pieces = shape, pieces
+        if shape and pieces > 1:
+            self.shape = fitting_shape([piece for batch in batches for piece in split_batch(batch, pieces)])
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -198,7 +198,7 @@ Rows = tuple[list[tuple[str, ...]], list[tuple[str, str]], list[tuple[str, str]]
 
 
 def _scored(prepared: Iterator[PreparedBatch], scorer: Scorer, outcome: Outcome) -> Iterator[Rows]:
-    """Rows of one batch after the other, each fetched while the next one runs on the GPU; keeps the outcome's clocks."""
+    """Rows of one batch after the other, each fetched while the next runs on the GPU; keeps the outcome's clocks."""
     began, before = time.monotonic(), outcome.seconds
     running: tuple[PreparedBatch, list[PendingLogits]] | None = None
     previous: PendingLogits | None = None

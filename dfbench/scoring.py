@@ -204,7 +204,7 @@ def _score(
                 Preparation,
                 image_root=args.image_root,
                 prompt=prompt,
-                fixed_shape=args.compile,
+                shape=plan.shape if args.compile else None,
                 strict=args.strict_images,
             ),
             partial(load_scorer, prompt, device=args.device, dtype=args.dtype, adapter=adapter, compiled=args.compile),

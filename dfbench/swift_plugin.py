@@ -13,13 +13,12 @@ Only `swift` imports this file; nothing else in the package depends on ms-swift.
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import ImageFile
 from swift.template import TemplateMeta, register_template
 from swift.template.template_inputs import StdTemplateInputs
 from swift.template.templates.internvl import InternvlhfTemplate
 
-from dfbench.models.internvl import InternVLPrompt, pixel_table
+from dfbench.models.internvl import InternVLPrompt
 
 ImageFile.LOAD_TRUNCATED_IMAGES = True
 
@@ -37,12 +36,11 @@ class DFBenchInternVLTemplate(InternvlhfTemplate):
         prepared = prompt.prepare(question, inputs.images[0])
         before = prepared.input_ids.tolist()
         target = self.tokenizer(str(answer or "") + END_OF_TURN, add_special_tokens=False).input_ids if answer else []
-        values = pixel_table()[torch.arange(3)[None, :, None, None], prepared.pixels.long()]
         return {
             "input_ids": before + target,
             "labels": [-100] * len(before) + target if self.is_training else None,
             "loss_scale": None,
-            "pixel_values": values.to(self.model_info.torch_dtype),
+            "pixel_values": prompt.pixel_values(prepared.pixels, self.model_info.torch_dtype),
         }
 
     def _prompt(self) -> InternVLPrompt:

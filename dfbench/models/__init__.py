@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedModel
 
 from dfbench.errors import InputError, shorten
 from dfbench.models.base import Prompt, Scorer, load_model, read_config
@@ -47,8 +48,13 @@ def load_scorer(
     prompt: Prompt, *, device: str, dtype: str, adapter: Path | None = None, compiled: bool = False
 ) -> Scorer:
     """The GPU side of the same checkpoint, weights loaded; `compiled` as in `Scorer`."""
+    model = load_model(prompt.checkpoint, device=device, dtype=dtype, adapter=adapter)
+    return scorer_of(model, prompt, compiled=compiled)
+
+
+def scorer_of(model: PreTrainedModel, prompt: Prompt, *, compiled: bool = False) -> Scorer:
+    """The scorer of a model that is loaded already. It fuses the model's layers in place."""
     from dfbench.models.internvl import InternVLPrompt, InternVLScorer
     from dfbench.models.qwen2_5_vl import QwenScorer
 
-    model = load_model(prompt.checkpoint, device=device, dtype=dtype, adapter=adapter)
     return (InternVLScorer if isinstance(prompt, InternVLPrompt) else QwenScorer)(model, prompt, compiled=compiled)

@@ -61,7 +61,7 @@ class Prompt(ABC):
 
     @abstractmethod
     def text(self, question: str, image_size: int) -> str:
-        """The whole prompt as text, up to where the answer begins; the image's `image_size` tiles or tokens written out."""
+        """The prompt as text, up to where the answer begins, its image written out as `image_size` tiles or tokens."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -70,6 +70,10 @@ class Prompt(ABC):
     @abstractmethod
     def prepare(self, question: str, rgb: Image.Image) -> Prepared:
         """The prompt of one RGB image up to where the answer begins. Raises ImageError for impossible proportions."""
+
+    @abstractmethod
+    def pixel_values(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+        """Prepared pixels (uint8) as the normalised values that the model takes, on the same device."""
 
     @abstractmethod
     def cost(self, question: str, width: int, height: int) -> Cost:
@@ -98,6 +102,15 @@ class Prompt(ABC):
         length = len(self.prefix)
         assert prepared.input_ids[:length].tolist() == self.prefix, "share_prefix has not seen this question"
         return prepared.input_ids[length:]
+
+
+def look_up(table: Tensor, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Normalise by a table, float32 (3, 256): pixels uint8 (n, 3, rows, columns) -> values of the same shape.
+
+    A table gives the processor's own float32 values whatever computes it, and is rounded to `dtype` once.
+    """
+    channel = torch.arange(3, device=pixels.device)[None, :, None, None]
+    return table.to(pixels.device, dtype)[channel, pixels.long()]
 
 
 class Scorer(ABC):

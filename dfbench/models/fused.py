@@ -29,7 +29,7 @@ def fuse_vision_block(block: nn.Module) -> None:
 
 
 def project_qkv(attention: nn.Module, hidden: Tensor, asking: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Query (Nq, H, D), key and value (N, Hkv, D) of hidden (N, C); queries only of the rows `asking` where it is given."""
+    """Query (Nq, H, D), key and value (N, Hkv, D) of hidden (N, C); queries of the rows `asking` only, where given."""
     shape = (-1, attention.head_dim)
     if not hasattr(attention, "qkv_proj"):
         asked = hidden if asking is None else hidden[asking]

@@ -19,7 +19,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, InternVLConfig, Inte
 
 from dfbench.errors import InputError
 from dfbench.letters import letter_ids
-from dfbench.models.base import Cost, Prepared, Prompt, Scorer
+from dfbench.models.base import Cost, Prepared, Prompt, Scorer, look_up
 from dfbench.models.fused import fuse_vision_block, project_qkv
 from dfbench.models.packed import Layout, PackShape, fill_up
 
@@ -114,6 +114,10 @@ class InternVLPrompt(Prompt):
         tiles = self.tiles(rgb)
         return Prepared(torch.tensor(self.input_ids(question, len(tiles))), torch.from_numpy(tiles))
 
+    def pixel_values(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+        """Tiles uint8 (T, 3, tile, tile) -> normalised values of the same shape."""
+        return look_up(pixel_table(), pixels, dtype)
+
     def cost(self, question: str, width: int, height: int) -> Cost:
         if self.protocol == "upstream":
             width = height = round(self.shape.tile * IMAGE_SIDE_IN_TILES)
@@ -164,6 +168,7 @@ def closest_grid(width: int, height: int, max_tiles: int, tile: int) -> tuple[in
     return best
 
 
+@lru_cache(maxsize=1)
 def pixel_table() -> Tensor:
     """uint8 -> value normalised with ImageNet's mean and deviation, by channel: float32 (3, 256).
 
@@ -188,20 +193,14 @@ class InternVLScorer(Scorer):
                 expected="-1, the last one",
                 remedy="use a checkpoint of the InternVL2.5 or InternVL3 family",
             )
-        self.table = pixel_table().to(self.device, self.dtype)
         for block in model.model.vision_tower.encoder.layer:
             fuse_vision_block(block)
         self._run_block = self.compile(vision_block, compiled)
 
-    def pixel_values(self, tiles: Tensor) -> Tensor:
-        """uint8 (T, 3, tile, tile) -> normalised values of the model's dtype, the same shape."""
-        channel = torch.arange(3, device=tiles.device)[None, :, None, None]
-        return self.table[channel, tiles.long()]
-
     def image_features(self, batch: dict[str, Any]) -> Tensor:
         body = self.model.model
         tower = body.vision_tower
-        hidden = tower.embeddings(self.pixel_values(batch["pixels"]))
+        hidden = tower.embeddings(self.prompt.pixel_values(batch["pixels"], self.dtype))
         for block in tower.encoder.layer:
             hidden = self._run_block(block, hidden)
         patches = tower.layernorm(hidden)[:, 1:]  # without the class token

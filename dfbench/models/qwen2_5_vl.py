@@ -20,7 +20,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from dfbench.images import ImageError
 from dfbench.letters import letter_ids
-from dfbench.models.base import Cost, Prepared, Prompt, Scorer
+from dfbench.models.base import Cost, Prepared, Prompt, Scorer, look_up
 from dfbench.models.fused import fuse_vision_block, gated
 from dfbench.models.packed import Layout, PackShape, Segments, attend, fill_up, rotate
 
@@ -85,6 +85,12 @@ class QwenPrompt(Prompt):
         rows, columns = height // self.patch, width // self.patch
         ids = self.input_ids(question, rows * columns // self.merge**2)
         return Prepared(torch.tensor(ids), torch.from_numpy(self._patches(pixels)), (rows, columns))
+
+    def pixel_values(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+        """Patches uint8 (P, 3, patch, patch) -> normalised (P, 3 * frames * patch * patch), the same in each frame."""
+        values = look_up(self.table, pixels, dtype)
+        frames = self.config.vision_config.temporal_patch_size
+        return values[:, :, None].expand(-1, -1, frames, -1, -1).flatten(1)
 
     def cost(self, question: str, width: int, height: int) -> Cost:
         width, height = self.size(width, height)
@@ -169,7 +175,6 @@ class QwenScorer(Scorer):
         self, model: Qwen2_5_VLForConditionalGeneration, prompt: QwenPrompt, *, compiled: bool = False
     ) -> None:
         super().__init__(model, prompt, compiled=compiled)
-        self.table = prompt.table.to(self.device, self.dtype)
         for block in model.model.visual.blocks:
             fuse_vision_block(block)
         self._run_block = self.compile(vision_block, compiled)
@@ -179,17 +184,12 @@ class QwenScorer(Scorer):
         cos, sin = self.language.rotary_emb(hidden[None], positions.expand(3, -1)[:, None])
         return cos[0], sin[0]
 
-    def pixel_values(self, patches: Tensor) -> Tensor:
-        """uint8 (P, 3, patch, patch) -> normalised (P, 3 * frames * patch * patch), the still image in every frame."""
-        channel = torch.arange(3, device=patches.device)[None, :, None, None]
-        values = self.table[channel, patches.long()]
-        frames = self.model.config.vision_config.temporal_patch_size
-        return values[:, :, None].expand(-1, -1, frames, -1, -1).flatten(1)
-
     def image_features(self, batch: dict[str, Any]) -> Tensor:
         tower, order = self.model.model.visual, batch["window_order"]
         # The patch embedding's convolution covers each patch once: a matrix product.
-        hidden = F.linear(self.pixel_values(batch["pixels"]), tower.patch_embed.proj.weight.flatten(1))
+        hidden = F.linear(
+            self.prompt.pixel_values(batch["pixels"], self.dtype), tower.patch_embed.proj.weight.flatten(1)
+        )
         cos, sin = tower.rotary_pos_emb(hidden, batch["patch_positions"])
         hidden, cos, sin = (_reordered(tensor, order) for tensor in (hidden, cos, sin))
         for index, block in enumerate(tower.blocks):

@@ -1,0 +1,282 @@
+"""What `scripts/benchmark_scoring.py` measures: models of the real shapes with random weights, ways to score, their
+speed.
+
+The ways, all on the same weights and images:
+
+- `upstream`: one image at a time, as DFBench's own code does it (Qwen: processor and `generate`; InternVL: a forward
+  pass with
+  the logits of the whole vocabulary, its image preparation left out).
+- `packed`: this project's scorer, end to end: JPEGs read from disk, prepared by worker processes, rows written.
+
+MFU is the share of the floating-point operations of the upstream way's prefill that a large matrix product would have
+done in the same time; savings count as speed.
+"""
+
+import copy
+import csv
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+from dfbench.annotations import Sample
+from dfbench.engine import Outcome, Preparation, score_batches
+from dfbench.models.base import Prepared, Prompt, Scorer
+from dfbench.planning import Plan
+from dfbench.resume import RecordWriter
+
+QUESTION = "<image>Is this a real image or a generated image? A: 'real' or B: 'generated'. Just answer with A or B."
+
+REAL_SHAPES = {
+    "qwen2.5": {
+        "text_config": {
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 128000,
+            "layer_types": ["full_attention"] * 28,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+        },
+        "vision_config": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "out_hidden_size": 3584,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+        },
+    },
+    "internvl2.5": {
+        "text_config": {
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 92553,
+            "max_position_embeddings": 32768,
+        },
+    },
+    "internvl3": {
+        "text_config": {
+            "hidden_size": 4096,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 48,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 2,
+            "head_dim": 128,
+            "vocab_size": 128142,
+            "max_position_embeddings": 32768,
+        },
+    },
+}
+"""Sizes of Qwen2.5-VL-7B-Instruct, InternVL2_5-8B and InternVL3-9B, over the config of a tiny model of its kind."""
+
+_INTERN_VIT = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": [448, 448],
+    "patch_size": [14, 14],
+}
+
+MIXED_SIZES = ((1024, 1024, 360), (512, 512, 80), (384, 384, 40), (512, 384, 45), (640, 333, 20))
+"""(width, height, thousands of images): DFBench's proportions."""
+
+
+def give_real_shape(name: str, folder: Path) -> None:
+    """Rewrite the config of a tiny checkpoint folder to the real model's sizes; its weights, which no longer fit, go."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for part, sizes in REAL_SHAPES[name].items():
+        config[part].update(sizes)
+    if name != "qwen2.5":
+        config["vision_config"].update(_INTERN_VIT)
+        config["image_seq_length"] = 256
+    path.write_text(json.dumps(config))
+    for weights in folder.glob("*.safetensors"):
+        weights.unlink()
+
+
+def random_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of the folder's config with random weights, made on the device."""
+    config = AutoConfig.from_pretrained(folder)
+    torch.manual_seed(0)
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
+    finally:
+        torch.set_default_dtype(previous)
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+def write_images(folder: Path, count: int, *, mixed: bool) -> list[Sample]:
+    """JPEGs of smooth noise, all 1024x1024 or `mixed` in DFBench's proportions; made once, reused after that."""
+    sizes = [(1024, 1024)] * count
+    rng = np.random.default_rng(0)
+    if mixed:
+        weights = np.array([weight for *_, weight in MIXED_SIZES], dtype=float)
+        sizes = [MIXED_SIZES[i][:2] for i in rng.choice(len(MIXED_SIZES), count, p=weights / weights.sum())]
+    samples = []
+    for number, size in enumerate(sizes):
+        image = f"DFBench/{'mixed' if mixed else 'square'}/{number:06}.jpg"
+        path = folder / image
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = rng.integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
+            Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
+        samples.append(Sample(image, "AB"[number % 2], QUESTION))
+    return samples
+
+
+def matrix_rate(device: str, dtype: torch.dtype, size: int = 8192) -> float:
+    """FLOP/s of a large square matrix product on random data: the ceiling that MFU is measured against."""
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / median_seconds(lambda: left @ right, device, repeats=20)
+
+
+def median_seconds(call: Callable[[], object], device: str, *, repeats: int = 5, warm_up: int = 2) -> float:
+    """Median wall time of a call, the device's queue drained before and after."""
+    seconds = []
+    for turn in range(warm_up + repeats):
+        began = time.perf_counter()
+        call()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        if turn >= warm_up:
+            seconds.append(time.perf_counter() - began)
+    return float(np.median(seconds))
+
+
+def prefill_flops(model: PreTrainedModel, tokens: int, vision: int) -> float:
+    """Floating-point operations of one prompt's prefill: two a weight and token, and the attention products.
+
+    tokens: of the whole prompt. vision: tiles (InternVL) or patches (Qwen2.5-VL, whose windows are neglected).
+    """
+    text = model.config.text_config
+    layers = sum(parameter.numel() for parameter in model.model.language_model.layers.parameters())
+    language = 2 * layers * tokens + 2 * tokens**2 * text.hidden_size * text.num_hidden_layers
+    if model.config.model_type == "qwen2_5_vl":
+        tower, config = model.model.visual, model.config.vision_config
+        own = 2 * sum(parameter.numel() for parameter in tower.parameters()) * vision
+        return language + own + 4 * len(config.fullatt_block_indexes) * vision**2 * config.hidden_size
+    tower, config = model.model.vision_tower, model.config.vision_config
+    per_tile = (config.image_size[0] // config.patch_size[0]) ** 2 + 1
+    own = 2 * sum(parameter.numel() for parameter in tower.parameters()) * per_tile
+    return language + vision * (own + 4 * config.num_hidden_layers * per_tile**2 * config.hidden_size)
+
+
+@torch.inference_mode()
+def upstream_seconds(model: PreTrainedModel, prompt: Prompt, path: Path, device: str) -> float:
+    """Seconds an image in the upstream way."""
+    with Image.open(path) as image:
+        rgb = image.convert("RGB")
+    if model.config.model_type == "qwen2_5_vl":
+        processor = AutoProcessor.from_pretrained(prompt.checkpoint)
+        text = prompt.text(QUESTION, 1)
+
+        def call() -> object:
+            inputs = processor(text=[text], images=[rgb], return_tensors="pt").to(device)
+            return model.generate(**inputs, max_new_tokens=1, do_sample=False, output_logits=True)
+
+        return median_seconds(call, device)
+    inputs = single_inputs(prompt, prompt.prepare(QUESTION, rgb), device, model.dtype)
+    return median_seconds(lambda: model(**inputs).logits, device)
+
+
+def single_inputs(prompt: Prompt, prepared: Prepared, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """One prompt as the keyword arguments of transformers' own forward pass."""
+    values = prompt.pixel_values(prepared.pixels, torch.float32).to(device, dtype)
+    ids = prepared.input_ids[None].to(device)
+    inputs = {"input_ids": ids, "pixel_values": values}
+    if prepared.grid != (0, 0):
+        inputs["image_grid_thw"] = torch.tensor([[1, *prepared.grid]], device=device)
+        inputs["mm_token_type_ids"] = (ids == prompt.image_token_id).int()
+    return inputs
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Largest and mean |P(A) - P(A) in float32| over some images."""
+
+    largest: float
+    mean: float
+
+    def __str__(self) -> str:
+        return f"{self.largest:.1e} / {self.mean:.1e}"
+
+
+@torch.inference_mode()
+def spread_answers(model: PreTrainedModel, prompt: Prompt, prompts: Sequence[Prepared], device: str) -> Tensor:
+    """Set the head's rows of A and B so that P(A) spreads over about 0.05 to 0.95, and return P(A) in float32
+    arithmetic, (B,).
+
+    Random weights answer every image alike. The rows become opposite random directions from which the images' common
+    part is taken, scaled to a standard deviation of the logits' difference of 1.5.
+    """
+    exact = copy.deepcopy(model).float()
+    states = [
+        exact.model(**single_inputs(prompt, one, device, torch.float32)).last_hidden_state[0, -1] for one in prompts
+    ]
+    hidden = torch.stack(states)
+    common = hidden.mean(dim=0)
+    torch.manual_seed(1)
+    direction = torch.randn(len(common), device=device)
+    direction -= common * (direction @ common) / (common @ common)
+    half = direction * (0.75 / (hidden @ direction).std())
+    for letter, row in zip(prompt.letters, (half, -half), strict=True):
+        model.lm_head.weight[letter] = row.to(model.dtype)
+    rows = model.lm_head.weight[list(prompt.letters)].float()
+    return (hidden @ rows.T).softmax(dim=-1)[:, 0]
+
+
+@torch.inference_mode()
+def single_answers(model: PreTrainedModel, prompt: Prompt, prompts: Sequence[Prepared], device: str) -> Tensor:
+    """P(A) of each prompt by transformers' own forward pass, one at a time, in the model's dtype: float32 (B,)."""
+    letters = list(prompt.letters)
+    logits = [model(**single_inputs(prompt, one, device, model.dtype)).logits[0, -1, letters] for one in prompts]
+    return torch.stack(logits).float().softmax(dim=-1)[:, 0]
+
+
+def deviation(answers: Tensor, exact: Tensor) -> Deviation:
+    difference = (answers.cpu() - exact.cpu()).abs()
+    return Deviation(float(difference.max()), float(difference.mean()))
+
+
+def run_packed(
+    scorer: Scorer, plan: Plan, image_root: Path, csv_path: Path, *, workers: int, compiled: bool, batches: slice
+) -> Outcome:
+    """The whole scoring run over some of the plan's batches, the model being there already."""
+    shape = plan.shape if compiled else None
+    prepare = partial(Preparation, image_root=image_root, prompt=scorer.prompt, shape=shape)
+    with RecordWriter(csv_path) as writer:
+        return score_batches(
+            plan.batches[batches],
+            prepare,
+            lambda: scorer,
+            writer,
+            workers=workers,
+            pin_memory=scorer.device.type == "cuda",
+            quiet=True,
+        )
+
+
+def written_answers(csv_path: Path, images: Sequence[str]) -> Tensor:
+    """P(A) of some images out of a per-image CSV: float32 (len(images),)."""
+    with csv_path.open(encoding="utf-8", newline="") as file:
+        answers = {row["image"]: float(row["prob_A"]) for row in csv.DictReader(file)}
+    return torch.tensor([answers[image] for image in images])

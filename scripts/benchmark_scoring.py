@@ -1,0 +1,109 @@
+"""Measure scoring: images/s, MFU, waiting, memory and deviation of each model and way, as one table.
+
+python scripts/benchmark_scoring.py                  real shapes with random weights, on a GPU
+python scripts/benchmark_scoring.py --tiny           the demo's small models, on a CPU too
+python scripts/benchmark_scoring.py --models qwen2.5 --mixed --images 800
+"""
+
+import logging
+import sys
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from dfbench import benchmark, cli
+from dfbench.demo.tiny_models import make_tiny_models
+from dfbench.models import load_prompt, scorer_of
+from dfbench.planning import make_plan, measure_costs
+
+logging.getLogger("transformers").setLevel(logging.ERROR)
+HEADER = ("model", "way", "images/s", "MFU", "GPU waits", "peak memory", "|dP(A)| largest / mean")
+
+
+def main() -> None:
+    parser = cli.ArgumentParser(__doc__)
+    add = parser.add_argument
+    add("--models", nargs="+", default=list(benchmark.REAL_SHAPES), choices=list(benchmark.REAL_SHAPES), help="which")
+    add("--images", type=cli.positive_int, default=600, help="images of the end-to-end run")
+    add("--mixed", action="store_true", help="sizes in DFBench's proportions instead of 1024x1024")
+    add("--tiny", action="store_true", help="the demo's small models instead of the real shapes")
+    add("--token_budget", type=cli.positive_int, default=32768, help="tokens of a batch")
+    add("--workers", type=int, default=16, help="processes that decode images")
+    add("--check", type=int, default=16, help="images whose P(A) is compared with float32")
+    add("--eager", action="store_true", help="do not compile")
+    add("--no_upstream", action="store_true", help="leave the upstream way out")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
+    add("--folder", type=Path, default=Path(tempfile.gettempdir()) / "dfbench-benchmark", help="for images and configs")
+    args = parser.parse_args()
+    dtype = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
+    rate = benchmark.matrix_rate(args.device, dtype, 8192 if args.device.startswith("cuda") else 1024)
+    name = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
+    print(f"{name}, {dtype}, matrix product {rate / 1e12:.0f} TFLOP/s, torch {torch.__version__}\n", flush=True)
+    print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}", flush=True)
+    make_tiny_models(args.folder, seed=0)
+    samples = benchmark.write_images(args.folder, args.images, mixed=args.mixed)
+    for model in args.models:
+        measure(model, args, samples, dtype, rate)
+
+
+def measure(name: str, args: Namespace, samples: list, dtype: torch.dtype, rate: float) -> None:
+    """Rows of one model."""
+    folder = args.folder / name
+    if not args.tiny:
+        benchmark.give_real_shape(name, folder)
+    prompt = load_prompt(folder)
+    model = benchmark.random_model(folder, args.device, dtype)
+    costs = measure_costs(samples, args.folder, prompt)
+    flops = sum(benchmark.prefill_flops(model, cost.tokens + len(prompt.prefix), cost.vision) for cost in costs)
+    flops /= len(costs)
+
+    checked = []
+    for sample in samples[: args.check]:
+        with Image.open(args.folder / sample.image) as image:
+            checked.append(prompt.prepare(sample.question, image.convert("RGB")))
+    exact = benchmark.spread_answers(model, prompt, checked, args.device)
+    single = benchmark.deviation(benchmark.single_answers(model, prompt, checked, args.device), exact)
+    if not args.no_upstream:
+        speed = 1 / benchmark.upstream_seconds(model, prompt, args.folder / samples[0].image, args.device)
+        row(name, "upstream, one at a time", speed, flops / rate, None, single)
+    else:
+        row(name, "transformers, one at a time", None, flops / rate, None, single)
+
+    compiled = args.device.startswith("cuda") and not args.eager
+    plan = make_plan(samples, costs, token_budget=args.token_budget, batch_size=None)
+    scorer = scorer_of(model, prompt, compiled=compiled)
+    csv = args.folder / f"{name}.csv"
+    csv.unlink(missing_ok=True)
+    run = {"workers": args.workers, "compiled": compiled}
+    warm = benchmark.run_packed(scorer, plan, args.folder, csv, batches=slice(0, 2), **run)
+    if args.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    csv.unlink()
+    outcome = benchmark.run_packed(scorer, plan, args.folder, csv, batches=slice(None), **run)
+    packed = benchmark.deviation(
+        benchmark.written_answers(csv, [sample.image for sample in samples[: args.check]]), exact
+    )
+    row(name, "packed" + (", compiled" if compiled else ""), outcome.images_per_second, flops / rate, outcome, packed)
+    print(
+        f"  {len(plan.batches)} batches of {plan.shape}, {plan.filled:.1%} filled; first two took {warm.seconds:.0f} s",
+        file=sys.stderr,
+        flush=True,
+    )
+    del scorer, model
+    if args.device.startswith("cuda"):
+        torch.cuda.empty_cache()
+
+
+def row(model: str, way: str, speed: float | None, ideal: float, outcome: object, deviation: object) -> None:
+    """ideal: seconds an image at the matrix product's rate."""
+    memory = f"{torch.cuda.max_memory_allocated() / 2**30:.0f} GiB" if torch.cuda.is_available() else "-"
+    waits = f"{outcome.wait_share:.1%}" if outcome else "-"
+    shown = (f"{speed:.1f}", f"{speed * ideal:.0%}") if speed else ("-", "-")
+    print(f"| {' | '.join((model, way, *shown, waits, memory, str(deviation)))} |", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
