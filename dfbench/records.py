@@ -141,15 +141,20 @@ def categories_of(sources: Iterable[str], labels: Iterable[str]) -> list[Categor
 def read_info(csv_path: Path) -> dict[str, Any]:
     """The metadata beside a per-image CSV, {} where there is none."""
     path = info_path(csv_path)
-    if not path.exists():
-        return {}
+    return read_json_object(path) if path.exists() else {}
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises InputError for anything else."""
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            path, found=f"broken JSON ({error})", expected="the metadata of a run", remedy="delete this file"
-        ) from None
-    return info if isinstance(info, dict) else {}
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        reason = f"broken JSON ({error})"
+    else:
+        if isinstance(content, dict):
+            return content
+        reason = shorten(content)
+    raise InputError(path, found=reason, expected="the metadata of a run, a JSON object", remedy="delete this file")
 
 
 def _read_table(path: Path, dtype: type | dict[str, type]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ Names in tables come from files of others: each format escapes them in its own w
 """
 
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,7 +143,8 @@ def terminal_lines(table: Table, width: int = WIDTH) -> list[str]:
         for section in reversed(table.sections):
             aligned.insert(section + 1, "")
         lines += ["", *aligned]
-    return [*lines, *(["", *(shortened(note, width) for note in table.notes)] if table.notes else [])]
+    notes = [line for note in table.notes for line in textwrap.wrap(shortened(note, 1000), width)]
+    return [*lines, *(["", *notes] if notes else [])]
 
 
 def _blocks(widths: Sequence[int], fixed: int, width: int) -> list[list[int]]:

@@ -105,3 +105,82 @@ def test_different_images_need_partial(agents, tmp_path, program):
 def test_wrong_arguments_exit_with_2(agents):
     assert run("logit_calculation.py", agents[0], "--fusion", "magic").returncode == 2
     assert run("process_results.py", "--nonsense").returncode == 2
+
+
+@pytest.mark.parametrize("method", ["mean_logit", "vote", "weighted", "calibrated", "stacked"])
+def test_every_fusion_says_what_it_was_fitted_on(agents, tmp_path, method):
+    found = run("logit_calculation.py", *agents, "--fusion", method, "--output_csv", tmp_path / "out" / "f.csv")
+    assert found.returncode == 0, found.stderr
+    assert ("fitted on images of other sources (2 folds by source)" in found.stdout) == (
+        method not in ("mean_logit", "vote")
+    )
+    assert f"MoA-DF ({method}): " in found.stdout
+
+
+def test_fit_on_validation_files_then_apply_to_new_ones(agents, tmp_path):
+    sources = {f"val/{source}": label for source, label in SOURCES.items()}
+    validation = [write_csv(tmp_path / "val" / path.name, seed, sources=sources) for seed, path in enumerate(agents)]
+    fitted = run(
+        "logit_calculation.py",
+        *agents,
+        "--fusion",
+        "stacked",
+        "--fit-csv",
+        *validation,
+        "--output_csv",
+        tmp_path / "f.csv",
+    )
+    assert fitted.returncode == 0, fitted.stderr
+    assert "fitted on 100 validation images" in fitted.stdout
+    applied = run("logit_calculation.py", *agents, "--apply", tmp_path / "f.json", "--output_csv", tmp_path / "g.csv")
+    assert applied.returncode == 0, applied.stderr
+    assert (tmp_path / "f.csv").read_bytes() == (tmp_path / "g.csv").read_bytes()
+    same = run("logit_calculation.py", *validation, "--apply", tmp_path / "f.json", "--output_csv", tmp_path / "h.csv")
+    assert same.returncode == 1
+    assert "must not be reported on it" in same.stderr
+    tables = run("process_results.py", tmp_path / "g.csv", "--output_dir", tmp_path / "out", "--bootstrap", 0)
+    assert "MoA-DF (stacked): fitted on other images (" in tables.stdout
+
+
+def test_weights_by_hand(agents, tmp_path):
+    found = run(
+        "logit_calculation.py",
+        *agents,
+        "--fusion",
+        "weighted",
+        "--weights",
+        1,
+        0,
+        0,
+        "--output_csv",
+        tmp_path / "f.csv",
+    )
+    assert found.returncode == 0, found.stderr
+    fused, first = ((path.read_text().splitlines()) for path in (tmp_path / "f.csv", agents[0]))
+    assert [line.split(",")[2] for line in fused] == [line.split(",")[2] for line in first]
+    assert run("logit_calculation.py", *agents, "--weights", 1, 0, 0).returncode == 2
+    refused = run("logit_calculation.py", *agents, "--fusion", "weighted", "--weights", 1, 2)
+    assert refused.returncode == 1
+    assert "expected 3 numbers" in refused.stderr
+
+
+def test_intervals_prior_and_seed(agents, tmp_path):
+    one, same, other = (
+        run(
+            "process_results.py",
+            *agents,
+            "--bootstrap",
+            50,
+            "--prior",
+            0.5,
+            "--seed",
+            seed,
+            "--output_dir",
+            tmp_path / name,
+        ).stdout
+        for name, seed in (("a", 1), ("a", 1), ("a", 2))
+    )
+    assert "[95 % interval]" in one
+    assert one == same != other
+    assert (tmp_path / "a" / "tables" / "reweighted.md").exists()
+    assert run("process_results.py", *agents, "--prior", 1.5).returncode == 2

@@ -56,7 +56,7 @@ def test_terminal_aligns_text_left_and_numbers_right():
         "source   a               1    2.5",
         "         <b>|x|?*y*     10      –",
         "",
-        "overall  100%_$&{}\\^~#   11      Δ",
+        "overall  100%_$&{}\\^~#  11      Δ",
         "",
         "a note",
     ]
@@ -71,6 +71,15 @@ def test_columns_that_do_not_fit_go_below(num_columns):
         assert sum(name in line.split() for line in lines) == 1
     # The name takes 4 of the 60, each further column 2 + 8: five to a block.
     assert sum(line.startswith("name") for line in lines) == -(-num_columns // 5)
+
+
+def test_long_notes_are_wrapped():
+    table = Table("t", "T", ["name", "n"], [["x", "1"]], ("word " * 30,))
+    assert terminal_lines(table, width=60)[-3:] == [
+        " ".join(["word"] * 12),
+        " ".join(["word"] * 12),
+        " ".join(["word"] * 6),
+    ]
 
 
 def test_control_characters_and_long_texts_are_cut():
