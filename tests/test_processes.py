@@ -12,7 +12,6 @@ import pytest
 from dfbench.errors import InputError
 from dfbench.processes import available_cores, progress_bar, run_jobs
 
-
 JOBS = """
 import os, time
 

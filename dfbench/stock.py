@@ -1,0 +1,222 @@
+"""What there is of each annotated image, on the disk and in archives; extract what is missing, check what is there."""
+
+import os
+import shutil
+import stat
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from dfbench.archives import Archive, Member, disk_bytes, extract_members, read_archive
+from dfbench.errors import InputError
+from dfbench.images import DECODER_ERRORS, MAX_PIXELS, ImageError, load_image
+from dfbench.matching import Misfit, match_images
+from dfbench.prepare_report import Reason
+from dfbench.processes import progress_bar, run_jobs
+from dfbench.released import archives_of, find_archives
+from dfbench.sources import source_of
+
+_JOB_BYTES, _JOB_IMAGES = 16 << 20, 256
+"""Size of one worker's job: long enough to cost nothing, short enough that a kill loses little and the bar moves."""
+
+
+@dataclass
+class Stock:
+    """What there is of each image.
+
+    on_disk: images in place. members: image -> the archive member to extract for it. faults: why others have neither.
+    An image on the disk whose size is not its member's counts as not there: it is half of one, or another one.
+    archives: the zip files that `Member.archive` counts, without their lists of members.
+    """
+
+    on_disk: set[str] = field(default_factory=set)
+    members: dict[str, Member] = field(default_factory=dict)
+    faults: dict[str, tuple[Reason, str]] = field(default_factory=dict)
+    archives: list[Archive] = field(default_factory=list)
+
+
+def take_stock(images: Iterable[str], image_root: Path, downloads: Path, *, quiet: bool = True) -> Stock:
+    """Look for each image on the disk and in its source's archives; nothing is written."""
+    by_source: dict[str, list[str]] = {}
+    for image in images:
+        by_source.setdefault(source_of(image), []).append(image)
+    found, stock = find_archives(downloads), Stock()
+    for source in progress_bar(sorted(by_source), "reading archives", "sources", quiet):
+        first = len(stock.archives)
+        stock.archives += [read_archive(path, first + i) for i, path in enumerate(archives_of(source, found))]
+        _match_source(by_source[source], stock.archives[first:], image_root, stock)
+        for archive in stock.archives[first:]:
+            archive.members = []  # those that are wanted are in the stock; all of them would take 0.5 GB
+    return stock
+
+
+def _match_source(images: list[str], archives: list[Archive], image_root: Path, stock: Stock) -> None:
+    """Put each image of one source into one of the three parts of the stock."""
+    members = [member for archive in archives for member in archive.members]
+    fits = match_images(images, members) if members else {}
+    is_stocked = False
+    unmatched: list[str] = []
+    for image in images:
+        fit = fits.get(image)
+        member = fit if isinstance(fit, Member) and not fit.refusal else None
+        size = _size(os.path.join(image_root, image))
+        if size is not None and (member is None or size == member.size):
+            stock.on_disk.add(image)
+            is_stocked = True
+        elif member is not None:
+            stock.members[image] = member
+        else:
+            unmatched.append(image)
+    for image in unmatched:
+        stock.faults[image] = _fault(fits.get(image), archives, is_stocked)
+
+
+def _size(path: str) -> int | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _fault(fit: Member | Misfit | None, archives: list[Archive], is_stocked: bool) -> tuple[Reason, str]:
+    """is_stocked: whether other images of the source are on the disk, so that its archive may be gone after use."""
+    if isinstance(fit, Member):
+        return Reason.REFUSED, f"{fit.path}: {fit.refusal}"
+    if fit is not None and fit.is_ambiguous:
+        return Reason.AMBIGUOUS, fit.detail
+    if broken := [archive for archive in archives if archive.error]:
+        return Reason.BROKEN, f"{broken[0].path.name}: {broken[0].error}"
+    if fit is not None or archives:
+        return Reason.ABSENT, fit.detail if fit else "no image in the archive"
+    if is_stocked:
+        return Reason.ABSENT, "not on the disk, and no archive to look in"
+    return Reason.NO_ARCHIVE, "neither its archive nor any image of its source is there"
+
+
+# ----------------------------------------------------------------------------------------------------------- extraction
+
+
+class _Extraction(NamedTuple):
+    archive: Path
+    image_root: Path
+    images: list[str]
+    positions: list[int]
+    num_bytes: int
+
+
+def extract_missing(stock: Stock, wanted: Collection[str], image_root: Path, *, num_workers: int, quiet: bool) -> int:
+    """Extract the wanted images that are not on the disk, each straight to its path. Returns how many were.
+
+    Updates the stock; one that cannot be extracted becomes a fault. Raises InputError, before anything is written,
+    where the disk has no room for all of them.
+    """
+    members = {image: stock.members[image] for image in wanted if image in stock.members}
+    _check_space(members.values(), image_root)
+    for folder in {os.path.dirname(image) for image in members}:
+        (image_root / folder).mkdir(parents=True, exist_ok=True)
+    jobs = list(_plan_extraction(members, stock.archives, image_root))
+    num_extracted = 0
+    with progress_bar(None, "extracting", "B", quiet, total=sum(job.num_bytes for job in jobs)) as bar:
+        for job, results in run_jobs(_extract, jobs, num_workers):
+            for image, trouble in zip(job.images, results, strict=True):
+                del stock.members[image]
+                if trouble:
+                    stock.faults[image] = (Reason.BROKEN, f"{job.archive.name}: {trouble}")
+                else:
+                    stock.on_disk.add(image)
+                    num_extracted += 1
+            bar.update(job.num_bytes)
+    return num_extracted
+
+
+def _check_space(members: Collection[Member], image_root: Path) -> None:
+    folder = next(path for path in (image_root.absolute(), *image_root.absolute().parents) if path.exists())
+    needed, free = disk_bytes(member.size for member in members), shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            image_root,
+            found=f"{free / 1e9:.1f} GB free",
+            expected=f"{needed / 1e9:.1f} GB for {len(members):,} images",
+            remedy="make room, name another --image_root, or fewer --sources or images (--limit_per_source)",
+        )
+
+
+def _plan_extraction(members: Mapping[str, Member], archives: list[Archive], image_root: Path) -> Iterable[_Extraction]:
+    """Jobs in the order in which the archives hold the images, so that the disk reads straight on."""
+    ordered = sorted(members, key=lambda image: (members[image].archive, members[image].offset))
+    for index, images in groupby(ordered, key=lambda image: members[image].archive):
+        job = _Extraction(archives[index].path, image_root, [], [], 0)
+        for image in images:
+            member = members[image]
+            if job.images and (len(job.images) == _JOB_IMAGES or job.num_bytes + member.size > _JOB_BYTES):
+                yield job
+                job = job._replace(images=[], positions=[], num_bytes=0)
+            job.images.append(image)
+            job.positions.append(member.position)
+            job = job._replace(num_bytes=job.num_bytes + member.size)
+        yield job
+
+
+def _extract(job: _Extraction) -> list[str]:
+    targets = [os.path.join(job.image_root, image) for image in job.images]
+    return extract_members(job.archive, list(zip(job.positions, targets, strict=True)))
+
+
+# --------------------------------------------------------------------------------------------------------------- checks
+
+
+class _Check(NamedTuple):
+    image_root: Path
+    images: list[str]
+    decode: bool
+
+
+def check_images(
+    stock: Stock, wanted: Collection[str], image_root: Path, *, decode: bool, num_workers: int, quiet: bool
+) -> list[str]:
+    """Open the wanted images that are on the disk; what is no image becomes a fault. Returns those that lack their end.
+
+    Headers only, which takes 0.1 ms an image; with `decode` every pixel.
+    """
+    images = sorted(image for image in wanted if image in stock.on_disk)
+    pieces = [images[start : start + _JOB_IMAGES] for start in range(0, len(images), _JOB_IMAGES)]
+    jobs = [_Check(image_root, piece, decode) for piece in pieces]
+    truncated: list[str] = []
+    with progress_bar(None, "decoding" if decode else "checking", "images", quiet, total=len(images)) as bar:
+        for job, results in run_jobs(_check, jobs, num_workers):
+            for image, (trouble, is_truncated) in zip(job.images, results, strict=True):
+                if trouble:
+                    stock.on_disk.remove(image)
+                    stock.faults[image] = (Reason.UNDECODABLE, trouble)
+                if is_truncated:
+                    truncated.append(image)
+            bar.update(len(job.images))
+    return sorted(truncated)
+
+
+def _check(job: _Check) -> list[tuple[str, bool]]:
+    return [check_image(Path(job.image_root, image), decode=job.decode) for image in job.images]
+
+
+def check_image(path: Path, *, decode: bool) -> tuple[str, bool]:
+    """(what is wrong with an image file or "", whether its end is missing). The latter needs `decode`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # the bound is ours, below and in load_image
+            if decode:
+                return "", load_image(path).truncated
+            with Image.open(path) as image:
+                width, height = image.size
+    except ImageError as error:
+        return str(error), False
+    except DECODER_ERRORS as error:
+        return f"cannot be opened: {' '.join(str(error).replace(str(path), 'file').split())}", False
+    return (f"claims {width}x{height} pixels" if width * height > MAX_PIXELS else ""), False

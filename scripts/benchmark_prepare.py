@@ -1,0 +1,172 @@
+"""Speed and memory of `prepare_dataset.py` at the size of DFBench, on data made for it in a temporary folder.
+
+    python scripts/benchmark_prepare.py
+
+Two measurements, each with its target:
+
+- 545,637 annotation rows in both released shapes against archives with as many members: read, matched, checked against
+  the disk, clean annotations written for the three model folders. 60 s and 2 GiB at most.
+- Extraction of JPEGs with one worker against `unzip -q`, and with all cores. 80 % of its speed at least.
+"""
+
+import json
+import multiprocessing
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dfbench import cli
+from dfbench.errors import InputError
+from dfbench.prepare import Plan, choose, survey_releases, write_clean
+from dfbench.processes import available_cores
+from dfbench.released import model_targets
+from dfbench.sources import DFBENCH, NUM_TEST, NUM_TRAIN, Source
+from dfbench.stock import extract_missing, take_stock
+
+QUESTION = (
+    "Is this a real image or a generated image? Look closely. A: 'real' or B: 'generated'. Just answer with A or B."
+)
+
+
+def main() -> None:
+    parser = cli.ArgumentParser(__doc__)
+    parser.add_argument(
+        "--rows", type=cli.positive_int, default=NUM_TRAIN + NUM_TEST, help="annotation rows and members"
+    )
+    parser.add_argument("--jpegs", type=cli.positive_int, default=1500, help="JPEGs of 1024x1024 to extract")
+    parser.add_argument("--folder", type=Path, help="where to work (default: the system's temporary folder)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        measure_matching(Path(folder) / "matching", args.rows)
+        measure_extraction(Path(folder) / "extraction", args.jpegs)
+
+
+# ------------------------------------------------------------------------------------------------------------- matching
+
+
+def measure_matching(folder: Path, num_rows: int) -> None:
+    """Times of each step up to written annotations, and the peak memory of this process, which does them all."""
+    # Made in another process: its memory is not what is measured.
+    maker = multiprocessing.get_context("spawn").Process(target=make_release, args=(folder / "downloads", num_rows))
+    maker.start()
+    maker.join()
+    plan = Plan(folder / "downloads", folder, model_targets(folder))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    label_of: dict[str, str] = {}
+    start = time.perf_counter()
+    releases, seconds_reading = timed(lambda: survey_releases(plan, label_of))
+    stock, seconds_matching = timed(lambda: take_stock(label_of, plan.image_root, plan.downloads))
+    _, seconds_choosing = timed(lambda: [choose(release, stock, label_of, plan.subset) for release in releases])
+    written, seconds_writing = timed(lambda: write_clean(releases, stock.faults))
+    total = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    num_written = sum(file["rows"] for file in written)
+    print(f"{num_rows:,} rows in both shapes, {len(stock.members):,} matched, {num_written:,} rows written")
+    print(f"  read {seconds_reading:.1f} s, match {seconds_matching:.1f} s, choose {seconds_choosing:.1f} s, ", end="")
+    print(f"write {seconds_writing:.1f} s: {total:.1f} s in all (at most 60 for 545,637 rows)")
+    print(f"  peak memory {peak / 2**20:.2f} GiB, of which {before / 2**20:.2f} before (at most 2)", flush=True)
+
+
+def make_release(downloads: Path, num_rows: int) -> None:
+    """Archives of one-byte images and annotations in both shapes, rows shuffled, in the release's proportions."""
+    downloads.mkdir(parents=True)
+    share = -(-num_rows // len(DFBENCH))
+    keys = [(source, i) for source in DFBENCH for i in range(share)][:num_rows]
+    for source in DFBENCH:
+        make_archive(downloads / source.archive, ((f"{i:06d}.jpg", b"x") for other, i in keys if other is source))
+    random.Random(0).shuffle(keys)
+    num_test = round(num_rows * NUM_TEST / (NUM_TRAIN + NUM_TEST))
+    for stem, part in (("img_test", keys[:num_test]), ("img_train_shuffled", keys[num_test:])):
+        (downloads / f"{stem}.json").write_text(json.dumps([messages_row(*key) for key in part]))
+        (downloads / f"{stem}.jsonl").write_text("\n".join(json.dumps(conversations_row(*key)) for key in part))
+
+
+def messages_row(source: Source, i: int) -> dict:
+    turns = [{"role": "user", "content": f"<image>{QUESTION}"}, {"role": "assistant", "content": source.label}]
+    return {"messages": turns, "images": f"DFBench/{source.name}/{i:06d}.jpg"}
+
+
+def conversations_row(source: Source, i: int) -> dict:
+    answer = {"from": "gpt", "value": [{"role": "assistant", "content": source.label}]}
+    return {
+        "image": f"DFBench/{source.name}/{i:06d}.jpg",
+        "conversations": [{"from": "human", "value": QUESTION}, answer],
+    }
+
+
+def make_archive(path: Path, members: Iterator[tuple[str, bytes]], method: int = zipfile.ZIP_STORED) -> None:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in members:
+            archive.writestr(zipfile.ZipInfo(name), data, method)
+
+
+# ----------------------------------------------------------------------------------------------------------- extraction
+
+
+def measure_extraction(folder: Path, num_jpegs: int) -> None:
+    """Our extraction with one worker and with all cores, beside `unzip -q`; the best of three each, in turn."""
+    if not shutil.which("unzip"):
+        raise InputError(
+            "PATH", found="no unzip", expected="Info-ZIP's unzip", remedy="install it, as with apt-get install unzip"
+        )
+    source = DFBENCH[0]
+    folder.mkdir(parents=True)
+    archive = folder / source.archive
+    make_archive(archive, jpegs(num_jpegs), zipfile.ZIP_DEFLATED)
+    images = [f"DFBench/{source.name}/{i:06d}.jpg" for i in range(num_jpegs)]
+    megabytes = archive.stat().st_size / 1e6
+
+    def extract(target: Path, num_workers: int) -> None:
+        stock = take_stock(images, target, folder)
+        assert extract_missing(stock, images, target, num_workers=num_workers, quiet=True) == num_jpegs
+
+    ways: dict[str, Callable[[Path], object]] = {
+        "unzip -q": lambda target: subprocess.run(["unzip", "-q", archive, "-d", target], check=True),
+        "1 worker": lambda target: extract(target, 1),
+        f"{available_cores()} workers": lambda target: extract(target, available_cores()),
+    }
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(3):
+        for name, way in ways.items():
+            best[name] = min(best[name], timed(lambda way=way: way(folder / "out"))[1])
+            shutil.rmtree(folder / "out")
+    print(f"{num_jpegs:,} JPEGs of 1024x1024, {megabytes:.0f} MB")
+    for name, seconds in best.items():
+        relative = best["unzip -q"] / seconds
+        print(f"  {name}: {seconds:.2f} s, {megabytes / seconds:.0f} MB/s, {relative:.0%} of unzip's speed")
+
+
+def jpegs(count: int) -> Iterator[tuple[str, bytes]]:
+    """JPEGs of some 200 KB: smoothed noise, each another crop of it."""
+    noise = np.random.default_rng(0).integers(0, 256, (2048, 2048, 3), dtype=np.uint8)
+    canvas = Image.fromarray(noise).resize((1100, 1100), Image.Resampling.BICUBIC)
+    random_crop = random.Random(0)
+    with tempfile.SpooledTemporaryFile(1 << 30) as file:
+        for i in range(count):
+            left, top = random_crop.randrange(76), random_crop.randrange(76)
+            file.seek(0)
+            file.truncate()
+            canvas.crop((left, top, left + 1024, top + 1024)).save(file, "JPEG", quality=40)
+            file.seek(0)
+            yield f"{i:06d}.jpg", file.read()
+
+
+def timed(work: Callable[[], object]) -> tuple:
+    """(result, seconds)."""
+    start = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

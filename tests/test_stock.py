@@ -1,0 +1,211 @@
+"""Images on the disk and in archives: what counts as there, extraction of the rest, checks of headers and pixels."""
+
+import io
+import shutil
+import zipfile
+from collections import namedtuple
+
+import pytest
+
+from dfbench.errors import InputError
+from dfbench.images import MAX_PIXELS
+from dfbench.prepare_report import Reason
+from dfbench.stock import check_image, check_images, extract_missing, take_stock
+
+
+@pytest.fixture
+def jpeg(draw):
+    """Bytes of a JPEG, another one for each seed."""
+
+    def encode(seed, kind="JPEG"):
+        buffer = io.BytesIO()
+        draw(seed, 40, 30).save(buffer, kind)
+        return buffer.getvalue()
+
+    return encode
+
+
+@pytest.fixture
+def folders(tmp_path):
+    downloads, root = tmp_path / "downloads", tmp_path / "root"
+    downloads.mkdir()
+    return downloads, root
+
+
+def make_zip(path, members):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+def put(root, image, data):
+    path = root / image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def keys(source, *names):
+    return [f"DFBench/{source}/{name}" for name in names]
+
+
+# ---------------------------------------------------------------------------------------------------------------- stock
+
+
+def test_images_on_the_disk_in_the_archive_and_nowhere(folders, jpeg):
+    downloads, root = folders
+    make_zip(downloads / "CLIVE.zip", {"1.bmp": jpeg(1), "2.bmp": jpeg(2), "x/3.bmp": jpeg(3), "y/3.bmp": jpeg(4)})
+    images = keys("CLIVE", "1.bmp", "2.bmp", "3.bmp", "4.bmp")
+    put(root, images[0], jpeg(1))
+    put(root, images[1], jpeg(2)[:-1])  # half of it
+    stock = take_stock(images, root, downloads)
+    assert stock.on_disk == {images[0]}
+    assert list(stock.members) == [images[1]]
+    assert {image: reason for image, (reason, _) in stock.faults.items()} == {
+        images[2]: Reason.AMBIGUOUS,
+        images[3]: Reason.ABSENT,
+    }
+    assert [archive.num_images for archive in stock.archives] == [4]
+    assert not (root / "DFBench/CLIVE/3.bmp").exists()
+
+
+def test_without_its_archive_an_image_on_the_disk_counts_and_others_are_absent(folders, jpeg):
+    downloads, root = folders
+    clive, live = keys("CLIVE", "1.bmp", "2.bmp"), keys("LIVE", "1.bmp")
+    put(root, clive[0], jpeg(1))
+    stock = take_stock(clive + live, root, downloads)
+    assert stock.on_disk == {clive[0]}
+    assert stock.faults[clive[1]][0] is Reason.ABSENT
+    assert stock.faults[live[0]][0] is Reason.NO_ARCHIVE
+
+
+def test_a_broken_archive_is_named_and_other_sources_go_on(folders, jpeg):
+    downloads, root = folders
+    make_zip(downloads / "CLIVE.zip", {"1.bmp": jpeg(1)})
+    (downloads / "LIVE.zip").write_bytes((downloads / "CLIVE.zip").read_bytes()[:100])
+    images = keys("CLIVE", "1.bmp") + keys("LIVE", "1.bmp")
+    stock = take_stock(images, root, downloads)
+    assert list(stock.members) == images[:1]
+    reason, detail = stock.faults[images[1]]
+    assert reason is Reason.BROKEN
+    assert detail.startswith("LIVE.zip: 100 bytes")
+
+
+def test_a_row_whose_only_member_is_refused(folders, jpeg):
+    downloads, root = folders
+    make_zip(downloads / "CLIVE.zip", {"../1.bmp": jpeg(1), "2.bmp": jpeg(2)})
+    stock = take_stock(keys("CLIVE", "1.bmp", "2.bmp"), root, downloads)
+    assert stock.faults[keys("CLIVE", "1.bmp")[0]][0] is Reason.REFUSED
+    assert list(stock.members) == keys("CLIVE", "2.bmp")
+
+
+def test_a_folder_in_an_images_place_is_no_image(folders, jpeg):
+    downloads, root = folders
+    make_zip(downloads / "CLIVE.zip", {"1.bmp": jpeg(1)})
+    (image,) = keys("CLIVE", "1.bmp")
+    (root / image).mkdir(parents=True)
+    stock = take_stock([image], root, downloads)
+    assert extract_missing(stock, [image], root, num_workers=1, quiet=True) == 0
+    assert "cannot be written" in stock.faults[image][1]
+
+
+# ----------------------------------------------------------------------------------------------------------- extraction
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_only_what_is_wanted_and_missing_is_extracted(folders, jpeg, num_workers):
+    downloads, root = folders
+    images = keys("Kolors", *(f"{i:06d}.jpg" for i in range(600))) + keys("CLIVE", "1.bmp")
+    make_zip(downloads / "Kolors_000001-040000.zip", {f"{i:06d}.jpg": jpeg(i % 7) for i in range(600)})
+    make_zip(downloads / "CLIVE.zip", {"deep/er/1.bmp": jpeg(8)})
+    put(root, images[0], jpeg(0))
+    before = (root / images[0]).stat().st_mtime_ns
+    stock = take_stock(images, root, downloads)
+    wanted = [*images[:500], images[-1]]
+    assert extract_missing(stock, wanted, root, num_workers=num_workers, quiet=True) == 500
+    assert stock.on_disk == set(wanted)
+    assert set(stock.members) == set(images[500:600])
+    assert {path.name for path in (root / "DFBench/Kolors").iterdir()} == {f"{i:06d}.jpg" for i in range(500)}
+    assert all((root / image).read_bytes() == jpeg(i % 7) for i, image in enumerate(images[:500]))
+    assert (root / images[-1]).read_bytes() == jpeg(8)
+    assert (root / images[0]).stat().st_mtime_ns == before
+
+
+def test_a_broken_member_becomes_a_fault_of_its_row(folders, jpeg):
+    downloads, root = folders
+    path = downloads / "CLIVE.zip"
+    make_zip(path, {"1.bmp": jpeg(1), "2.bmp": jpeg(2)})
+    path.write_bytes(path.read_bytes().replace(jpeg(1)[-60:-20], bytes(40)))
+    images = keys("CLIVE", "1.bmp", "2.bmp")
+    stock = take_stock(images, root, downloads)
+    assert extract_missing(stock, images, root, num_workers=1, quiet=True) == 1
+    reason, detail = stock.faults[images[0]]
+    assert reason is Reason.BROKEN
+    assert detail.startswith("CLIVE.zip: broken in its archive")
+    assert sorted(file.name for file in (root / "DFBench/CLIVE").iterdir()) == ["2.bmp"]
+
+
+def test_nothing_is_written_where_the_disk_is_too_small(folders, jpeg, monkeypatch):
+    downloads, root = folders
+    make_zip(downloads / "CLIVE.zip", {"1.bmp": jpeg(1), "2.bmp": jpeg(2)})
+    images = keys("CLIVE", "1.bmp", "2.bmp")
+    stock = take_stock(images, root, downloads)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 8191))  # two blocks of 4096 bytes are needed
+    with pytest.raises(InputError, match="2 images; make room"):
+        extract_missing(stock, images, root, num_workers=1, quiet=True)
+    assert not root.exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 8192))
+    assert extract_missing(stock, images, root, num_workers=1, quiet=True) == 2
+
+
+# --------------------------------------------------------------------------------------------------------------- checks
+
+
+@pytest.mark.parametrize("decode", [False, True])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF"])
+def test_sound_images_pass_whatever_their_extension(tmp_path, jpeg, decode, kind):
+    (tmp_path / "1.jpg").write_bytes(jpeg(1, kind))
+    assert check_image(tmp_path / "1.jpg", decode=decode) == ("", False)
+
+
+@pytest.mark.parametrize("decode", [False, True])
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>Not found</html>", bytes(5000), b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"]
+)
+def test_what_is_no_image_is_told(tmp_path, decode, content):
+    (tmp_path / "1.jpg").write_bytes(content)
+    trouble, truncated = check_image(tmp_path / "1.jpg", decode=decode)
+    assert trouble
+    assert str(tmp_path) not in trouble
+    assert not truncated
+
+
+def test_a_truncated_image_is_seen_by_decoding_only(tmp_path, jpeg):
+    (tmp_path / "1.jpg").write_bytes(jpeg(1)[:-200])
+    assert check_image(tmp_path / "1.jpg", decode=False) == ("", False)
+    assert check_image(tmp_path / "1.jpg", decode=True) == ("", True)
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_a_header_that_claims_too_many_pixels(tmp_path, jpeg, decode, recwarn):
+    """Width and height of a BMP stand at bytes 18 and 22."""
+    data = bytearray(jpeg(1, "BMP"))
+    data[18:26] = (10_000).to_bytes(4, "little") * 2
+    assert MAX_PIXELS < 10_000**2
+    (tmp_path / "1.bmp").write_bytes(data)
+    assert "claims 10000x10000 pixels" in check_image(tmp_path / "1.bmp", decode=decode)[0]
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_checks_update_the_stock(folders, jpeg, num_workers):
+    downloads, root = folders
+    images = keys("mine", *(f"{i}.jpg" for i in range(300)))
+    for i, image in enumerate(images):
+        put(root, image, jpeg(1)[: -200 if i == 7 else None] if i != 5 else b"no image")
+    stock = take_stock(images, root, downloads)
+    truncated = check_images(stock, images[:299], root, decode=True, num_workers=num_workers, quiet=True)
+    assert truncated == [images[7]]
+    assert set(stock.faults) == {images[5]}
+    assert stock.faults[images[5]][0] is Reason.UNDECODABLE
+    assert stock.on_disk == set(images) - {images[5]}
