@@ -5,6 +5,7 @@ batches.
 """
 
 import heapq
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,12 +14,12 @@ from pathlib import Path
 from PIL import Image
 
 from dfbench.annotations import Sample
-from dfbench.images import DECODER_ERRORS, ImageError
+from dfbench.images import DECODER_ERRORS, ImageError, load_image
 from dfbench.models.base import Cost, Prompt
 from dfbench.models.packed import PackShape
 
 UNKNOWN = Cost(0, 0, 0)
-"""Of an image whose header cannot be read: decoding it will say why."""
+"""Of an image that cannot be used: decoding it will say why."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,29 @@ class Plan:
 def measure_costs(samples: Sequence[Sample], image_root: Path, prompt: Prompt, *, threads: int = 16) -> list[Cost]:
     """What each image will cost, from the headers of the files alone (where the protocol looks at the size at all)."""
 
-    def measure(sample: Sample) -> Cost:
+    def read_size(sample: Sample) -> tuple[int, int] | None:
         try:
             with Image.open(image_root / sample.image) as image:
-                return prompt.cost(sample.question, *image.size)
-        except (*DECODER_ERRORS, ImageError):
-            return UNKNOWN
+                return image.size
+        except DECODER_ERRORS:
+            return None
 
     if not prompt.depends_on_size:
         costs = {question: prompt.cost(question, 1, 1) for question in {sample.question for sample in samples}}
         return [costs[sample.question] for sample in samples]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(measure, samples, chunksize=256))
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+        warnings.simplefilter("ignore")  # Pillow's, as in images.py
+        sizes = pool.map(read_size, samples, chunksize=256)
+        return [_cost(sample, size, image_root, prompt) for sample, size in zip(samples, sizes, strict=True)]
+
+
+def _cost(sample: Sample, size: tuple[int, int] | None, image_root: Path, prompt: Prompt) -> Cost:
+    try:
+        # What is damaged in its header may still be decoded as far as it goes.
+        width, height = size or load_image(image_root / sample.image).rgb.size
+        return prompt.cost(sample.question, width, height)
+    except ImageError:
+        return UNKNOWN
 
 
 def make_plan(samples: Sequence[Sample], costs: Sequence[Cost], *, token_budget: int, batch_size: int | None) -> Plan:

@@ -3,7 +3,8 @@
 import logging
 import os
 import platform
-from argparse import Namespace
+import re
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -83,9 +84,10 @@ def _parse(agent: Agent, description: str | None) -> Namespace:
     add("--token_budget", type=_budget, default="auto", help="tokens of a batch at most, or auto")
     add("--limit", type=cli.positive_int, help="score the first N images only, for a quick look")
     add("--sources", nargs="+", metavar="SOURCE", help="score these sources only")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:N or cpu")
+    add("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:N or cpu")
     add("--dtype", choices=sorted(DTYPES), help="default: bfloat16 on a GPU, float32 on a CPU")
-    add("--workers", type=int, help="processes that decode images; default: one a core up to 16 on a GPU, 0 on a CPU")
+    workers = "processes that decode images; default: one a core up to 16 on a GPU, 0 on a CPU"
+    add("--workers", type=cli.whole_number, help=workers)
     if agent.protocols:
         add("--protocol", choices=agent.protocols, default=agent.protocols[0], help="prompt and image protocol")
     add("--eager", action="store_true", help="do not compile the layers (GPU; the first batch comes sooner)")
@@ -103,6 +105,12 @@ def _parse(agent: Agent, description: str | None) -> Namespace:
     if args.workers is None:
         args.workers = min(16, os.cpu_count() or 1) if on_gpu else 0
     return args
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise ArgumentTypeError(f"{text!r} is not cuda, cuda:N or cpu")
+    return text
 
 
 def _budget(text: str) -> int | None:
@@ -250,7 +258,10 @@ def _report(args: Namespace, outcomes: list[Outcome], counts: dict[str, int]) ->
     speed = f"{sum(outcome.images_per_second for outcome in outcomes):.1f} images/s"
     waited = f"{max(outcome.wait_share for outcome in outcomes):.0%} of the time spent waiting for images"
     print(f"{counts['rows']} images in {args.output_csv}")
-    print(f"{scored} of them now, {speed}, {waited}" if scored else "all of them were there already")
+    if scored:
+        print(f"{scored} of them now, {speed}, {waited}")
+    elif counts["rows"]:
+        print("all of them were there already")
     if counts["warnings"]:
         found = f"{counts['warnings']} truncated images, decoded as far as they go"
         print(f"{found}: {warnings_path(args.output_csv)}")

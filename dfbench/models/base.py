@@ -2,9 +2,13 @@
 
 import hashlib
 import json
+import logging
 import os
+import sys
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +20,13 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from dfbench.errors import InputError, shorten
 from dfbench.models.fused import fuse_decoder_layer
 from dfbench.models.packed import PackShape, Prefix, decode_last, decode_prefix, decoder_layer, two_letter_logits
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -189,14 +196,15 @@ def load_model(checkpoint: Path, *, device: str, dtype: str, adapter: Path | Non
     Raises InputError where weights are missing, cut off or of other shapes, and where the adapter does not fit.
     """
     try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            checkpoint,
-            dtype=DTYPES[dtype],
-            device_map=device,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-        )
+        with _silence():
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                checkpoint,
+                dtype=DTYPES[dtype],
+                device_map=device,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+            )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise _unusable(checkpoint, error, "a complete checkpoint", "download the weights again") from None
     for kind in ("missing_keys", "mismatched_keys"):
@@ -208,9 +216,28 @@ def load_model(checkpoint: Path, *, device: str, dtype: str, adapter: Path | Non
                 expected="every weight of the model, once, in its shape",
                 remedy="download or merge the weights again",
             )
+    if report["unexpected_keys"]:
+        names = sorted(report["unexpected_keys"])
+        logger.warning("%s: %d weights have no place in the model, such as %s", checkpoint, len(names), names[0])
     if adapter is not None:
-        model = _with_adapter(model, adapter)
+        with _silence():
+            model = _with_adapter(model, adapter)
     return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep transformers and peft from saying in many lines what our errors say in one; no progress bar into a file."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
