@@ -133,3 +133,105 @@ def draw_image(seed: int, width: int, height: int, mode: str = "RGB") -> Image.I
         return Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257)
     image = Image.fromarray(pixels, "RGBA")
     return image if mode == "RGBA" else image.convert(mode) if mode == "LA" else image.convert("RGB").convert(mode)
+
+
+# ------------------------------------------------------------------------------------------------- programs, in-process
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a program ended: its exit status, and what it printed on stdout and stderr."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def evaluate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., Finished]:
+    """A function: arguments of an evaluate_logit.py -> how it ended. Runs in this process, so importing costs nothing,
+    and on the CPU.
+
+    The agent has all protocols and looks for weights and annotations in `tmp_path / "agent"`.
+    """
+    from dfbench import cli, scoring
+    from dfbench.models.internvl import PROTOCOLS
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    agent = scoring.Agent("agent", tmp_path / "agent", "img_test.json", PROTOCOLS)
+
+    def run(*arguments: object) -> Finished:
+        monkeypatch.setattr("sys.argv", ["evaluate_logit.py", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            status = cli.run(lambda: scoring.main(agent, "Score images."))
+        except SystemExit as stop:
+            status = stop.code
+        return Finished(status, *capsys.readouterr())
+
+    return run
+
+
+class FakeModel:
+    """Stands for a checkpoint in scoring runs: an image's logits come from its pixels alone, at once.
+
+    logits: (sum of the pixels) -> logits of A and B, to be replaced where a test needs others.
+    seen: number of images of each forward pass. loads: how often weights were loaded.
+    """
+
+    def __init__(self) -> None:
+        self.logits: Callable[[int], tuple[float, float]] = lambda total: (total % 997 / 100, total % 1009 / 100)
+        self.seen: list[int] = []
+        self.loads = 0
+
+
+@pytest.fixture
+def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
+    """Puts a FakeModel in the place of every checkpoint that `evaluate` loads; `tmp_path` serves as its folder."""
+    import torch
+
+    from dfbench.models.base import Cost, Prepared, Prompt
+
+    fake = FakeModel()
+
+    class FakePrompt(Prompt):
+        image_token_id, letters, prefix, depends_on_size = 0, (1, 2), [], True
+
+        def __init__(self, checkpoint: Path, protocol: str = "upstream") -> None:
+            self.checkpoint = checkpoint
+
+        def text(self, question, image_size):
+            return question.replace("<image>", "\0") if "<image>" in question else "\0" + question
+
+        def encode(self, text):
+            return list(map(ord, text))
+
+        def prepare(self, question, rgb):
+            total = int(np.asarray(rgb).astype(np.int64).sum())
+            return Prepared(torch.tensor(self.encode(self.text(question, 1))), torch.tensor([total]))
+
+        def cost(self, question, width, height):
+            return Cost(len(self.encode(self.text(question, 1))) - len(self.prefix), 1)
+
+        def collate(self, prepared, shape=None):
+            return {"pixels": torch.cat([item.pixels for item in prepared])}
+
+        def describe(self):
+            return {"protocol": "fake"}
+
+    # What else a Prompt must know, a run that has no real scorer does not ask for.
+    FakePrompt.__abstractmethods__ = frozenset()
+
+    class FakeScorer:
+        device = torch.device("cpu")
+
+        def __init__(self, prompt, **_):
+            fake.loads += 1
+
+        def logits(self, batch):
+            fake.seen.append(len(batch["pixels"]))
+            return torch.tensor([fake.logits(total) for total in batch["pixels"].tolist()], dtype=torch.float32)
+
+    monkeypatch.setattr("dfbench.scoring.load_prompt", FakePrompt)
+    monkeypatch.setattr("dfbench.scoring.load_scorer", FakeScorer)
+    return fake

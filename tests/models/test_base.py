@@ -16,6 +16,7 @@ from dfbench.errors import InputError
 from dfbench.images import load_image
 from dfbench.models import load_prompt, load_scorer
 from dfbench.models.base import Prepared, Prompt, Scorer, fingerprint, load_model
+from dfbench.planning import PlannedBatch, fitting_shape
 
 AGENTS = ("qwen2.5", "internvl2.5", "internvl3")
 
@@ -53,6 +54,47 @@ def test_order_and_neighbours_do_not_matter(scorer, prepared):
 
 def test_the_same_batch_gives_the_same_bits(scorer, prepared):
     assert torch.equal(logits(scorer, prepared[:5]), logits(scorer, prepared[:5]))
+
+
+def test_filling_up_to_a_fixed_shape_changes_nothing(scorer, prepared, photo_set):
+    """What compiled code is fed: batches of other sizes, filled up to the largest."""
+    costs = [
+        scorer.prompt.cost(sample.question, *load_image(photo_set.path(sample)).rgb.size)
+        for sample in photo_set.samples
+    ]
+    shape = fitting_shape([PlannedBatch(tuple(photo_set.samples), tuple(costs))])
+    for part in (slice(0, 12), slice(3, 8), slice(11, 12)):
+        filled = scorer.logits(scorer.prompt.collate(prepared[part], shape))
+        torch.testing.assert_close(filled, logits(scorer, prepared[part]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("protocol", ["upstream", "native"])
+@pytest.mark.parametrize("agent", AGENTS)
+def test_the_cost_of_an_image_is_what_it_takes_in_the_end(checkpoints, photo_set, agent, protocol):
+    prompt = load_prompt(checkpoints[agent], protocol)
+    for sample in photo_set.samples:
+        rgb = load_image(photo_set.path(sample)).rgb
+        prepared, cost = prompt.prepare(sample.question, rgb), prompt.cost(sample.question, *rgb.size)
+        assert cost.tokens == len(prepared.input_ids) - len(prompt.prefix)
+        assert cost.vision == len(prepared.pixels)
+        assert cost[:2] == prompt.cost_of(prepared)[:2]
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_text_before_the_image(checkpoints, photo_set, agent):
+    """Questions that share less than the system text; each scores as it does among its own kind."""
+    rgb = load_image(photo_set.path(photo_set.samples[0])).rgb
+    questions = ["Look: <image>Real?", "<image>Real?", "Look closely: <image>\nReal?"]
+    alone = []
+    for question in questions:
+        scorer = load_scorer(load_prompt(checkpoints[agent]), device="cpu", dtype="float32")
+        scorer.prompt.share_prefix([question])
+        alone.append(logits(scorer, [scorer.prompt.prepare(question, rgb)]))
+    scorer = load_scorer(load_prompt(checkpoints[agent]), device="cpu", dtype="float32")
+    scorer.prompt.share_prefix(questions)
+    together = logits(scorer, [scorer.prompt.prepare(question, rgb) for question in questions])
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
+    assert (together[0] - together[1]).abs().max() > 1e-3
 
 
 def test_logits_tell_images_and_questions_apart(scorer, photo_set):
@@ -193,6 +235,15 @@ def test_a_weight_of_another_shape_is_refused(copy_of):
         load_model(folder, device="cpu", dtype="float32")
 
 
+def test_weights_that_have_no_place_are_mentioned(copy_of, caplog):
+    """As of a deeper model under this config."""
+    folder = copy_of("internvl3")
+    deeper = {"model.language_model.layers.9.self_attn.q_proj.weight": torch.zeros(96, 96)}
+    change_weights(folder, lambda weights: {**weights, **deeper})
+    load_model(folder, device="cpu", dtype="float32")
+    assert "1 weights have no place in the model, such as model.language_model.layers.9" in caplog.text
+
+
 # ------------------------------------------------------------------------------------------------------------ adapters
 
 
@@ -250,7 +301,6 @@ def test_an_adapter_for_layers_that_the_model_lacks_is_refused(checkpoints, tmp_
         load_model(checkpoints["internvl3"], device="cpu", dtype="float32", adapter=adapter)
 
 
-@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
 def test_an_adapter_that_lacks_layers_is_refused(checkpoints, tmp_path):
     adapter = make_adapter(checkpoints["internvl3"], tmp_path / "adapter")
     path = adapter / "adapter_model.safetensors"

@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from dfbench.images import ImageError, load_image
 from dfbench.models import load_prompt, load_scorer
+from dfbench.models.base import load_model
 from dfbench.models.qwen2_5_vl import MAX_PIXELS, MIN_PIXELS, QwenPrompt, QwenScorer
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -107,17 +108,43 @@ def test_a_question_without_image_tag_gets_one_in_front(prompt, draw):
 # ----------------------------------------------------------------------------------------------------- scores, whole
 
 
-def test_logits_equal_the_plain_forward(scorer, prompt, plain, processor, photo_set):
-    prepared, expected = [], []
-    for sample in photo_set.samples:
-        rgb = load_image(photo_set.path(sample)).rgb
-        prepared.append(prompt.prepare(sample.question, rgb))
+def plain_logits(model, processor, samples, photo_set) -> Tensor:
+    letters = processor.tokenizer.convert_tokens_to_ids(["A", "B"])
+    logits = []
+    for sample in samples:
         question = sample.question if "<image>" in sample.question else "<image>" + sample.question
+        inputs = process(processor, question, load_image(photo_set.path(sample)).rgb)
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
         with torch.inference_mode():
-            expected.append(plain(**process(processor, question, rgb)).logits[0, -1, list(prompt.letters)])
-    assert torch.stack(expected).std(dim=0).min() > 1e-3, "all images score alike: nothing would be seen"
-    ours = scorer.logits(prompt.collate(prepared))
-    torch.testing.assert_close(ours, torch.stack(expected), rtol=0, atol=1e-5)
+            logits.append(model(**inputs).logits[0, -1, letters])
+    return torch.stack(logits)
+
+
+def packed_logits(scorer, samples, photo_set) -> Tensor:
+    prompt = scorer.prompt
+    return scorer.logits(
+        prompt.collate([prompt.prepare(s.question, load_image(photo_set.path(s)).rgb) for s in samples])
+    )
+
+
+def test_logits_equal_the_plain_forward(scorer, plain, processor, photo_set):
+    # The 16-bit image comes out white: next to nothing of it passes the tiny model's filters, and norms blow that up,
+    # so that float32 is off by 4e-4 in any order of operations. The test after this one has it.
+    samples = [sample for sample in photo_set.samples if sample.source != "CSIQ"]
+    expected = plain_logits(plain, processor, samples, photo_set)
+    assert expected.std(dim=0).min() > 1e-3, "all images score alike: nothing would be seen"
+    torch.testing.assert_close(packed_logits(scorer, samples, photo_set), expected, rtol=0, atol=1e-5)
+
+
+def test_logits_equal_the_plain_forward_in_float64(checkpoints, prompt, processor, photo_set):
+    """Nothing but the order of sums may differ (the vision tower rotates in float32 in both)."""
+
+    def load():
+        return load_model(checkpoints["qwen2.5"], device="cpu", dtype="float32").double()
+
+    ours = packed_logits(QwenScorer(load(), prompt), photo_set.samples, photo_set)
+    expected = plain_logits(load(), processor, photo_set.samples, photo_set).float()
+    torch.testing.assert_close(ours, expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("size", [(120, 90), (256, 64), (40, 160), (28, 28)])
