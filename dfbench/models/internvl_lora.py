@@ -47,7 +47,7 @@ def read_lora(path: Path) -> Adapters:
         named = [(key, *plain_name(key), tensor) for key, tensor in tensors.items()]
     except FileNotFoundError as error:
         raise InputError(path, found="no such file", expected="LoRA weights", remedy="check the path") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, AttributeError) as error:
         raise InputError(
             path,
             found=f"a file that cannot be read ({shorten(str(error))})",

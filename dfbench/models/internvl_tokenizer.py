@@ -41,7 +41,7 @@ def build_tokenizer(folder: Path) -> Tokenizer:
     if (folder / "tokenizer.model").is_file():
         tokenizer = _from_sentencepiece(folder, config)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        tokenizer = Qwen2Tokenizer.from_pretrained(folder).backend_tokenizer
+        tokenizer = _from_qwen2(folder, config)
     else:
         raise InputError(
             folder,
@@ -58,6 +58,20 @@ def build_tokenizer(folder: Path) -> Tokenizer:
             expected="InternVL's special tokens",
             remedy="use the tokenizer files of the InternVL checkpoint, not those of its language model",
         )
+    return tokenizer
+
+
+def _from_qwen2(folder: Path, config: dict[str, Any]) -> Tokenizer:
+    """transformers has this tokenizer itself, but counts added tokens on from the vocabulary, whatever ids they had."""
+    tokenizer = Qwen2Tokenizer.from_pretrained(folder).backend_tokenizer
+    for index, entry in config.get("added_tokens_decoder", {}).items():
+        if tokenizer.token_to_id(entry["content"]) != int(index):
+            raise InputError(
+                folder / "tokenizer_config.json",
+                found=f"the added token {entry['content']!r} with the id {index}",
+                expected=f"{tokenizer.token_to_id(entry['content'])}, counted on from vocab.json",
+                remedy="use the tokenizer files of one and the same checkpoint",
+            )
     return tokenizer
 
 

@@ -1,4 +1,4 @@
-"""The fast tokenizer of original InternVL checkpoints against the SentencePiece library and the slow tokenizers' rules."""
+"""The fast tokenizer of original InternVL checkpoints, held to the SentencePiece library and the slow one's rules."""
 
 import json
 import random
@@ -50,8 +50,8 @@ TEXTS = (
 
 
 class SlowTokenizer:
-    """What InternLM2's own tokenizer does under transformers 4.37: cut at the added tokens (the longest first, anywhere in
-    the raw text), hand each stretch by itself to SentencePiece, look the pieces up, put BOS in front.
+    """What InternLM2's own tokenizer does under transformers 4.37: cut at the added tokens (anywhere in the raw text,
+    the longest first), hand each stretch by itself to SentencePiece, look the pieces up, put BOS in front.
     """
 
     def __init__(self, folder: Path) -> None:
