@@ -2,45 +2,66 @@
 
 python process_results.py                               # the detectors of results/ -> results/tables/
 python process_results.py a.csv b.csv --output_dir out  # any per-image CSVs, upstream's two shapes as well
+python process_results.py --audit --image_root .        # what size and file format alone explain
 """
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 from dfbench import cli
+from dfbench.audit import MATCHED, audit, correlation_table
 from dfbench.evaluation import evaluate
-from dfbench.paths import RESULTS
-from dfbench.records import read_detectors
+from dfbench.paths import REPOSITORY, RESULTS
+from dfbench.records import join, read_detectors
 from dfbench.result_files import MOA_DF_CSV, detector_csvs
-from dfbench.tables import result_lines, write_tables
+from dfbench.tables import all_tables, result_lines, write_tables
 
 
 def main() -> None:
+    args = parse()
+    detectors = read_detectors(args.csv or detector_csvs(partial=args.partial))
+    found = None
+    if args.audit:
+        found = audit(
+            join(detectors, partial=args.partial),
+            [detector.name for detector in detectors],
+            image_root=args.image_root,
+            features_dir=args.features_dir,
+            seed=args.seed,
+            quiet=args.quiet,
+        )
+    evaluation = evaluate(
+        [*detectors, *found.probes] if found else detectors,
+        partial=args.partial,
+        num_draws=args.bootstrap,
+        seed=args.seed,
+        prior=args.prior,
+        weightings={MATCHED: found.weights} if found and found.num_pairs else {},
+        quiet=args.quiet,
+    )
+    print("\n".join(result_lines(evaluation)))
+    if not args.csv and not MOA_DF_CSV.exists():
+        print("MoA-DF is not among them: run `python logit_calculation.py` first")
+    tables = all_tables(evaluation) + ([correlation_table(found)] if found else [])
+    write_tables(evaluation, args.output_dir / "tables", tables)
+    print(f"\ntables in {args.output_dir / 'tables'}")
+
+
+def parse() -> Namespace:
     parser = cli.ArgumentParser(__doc__)
     add = parser.add_argument
     add("csv", nargs="*", type=Path, metavar="CSV", help="per-image CSVs, one a detector; none: those of results/")
     add("--output_dir", type=Path, default=RESULTS, help="folder of tables/")
     add("--partial", action="store_true", help="use what all detectors answered, drop the rest")
     add("--bootstrap", type=cli.natural_int, default=1000, metavar="N", help="draws behind the intervals; 0: none")
-    add("--seed", type=cli.natural_int, default=0, help="of the draws")
+    add("--seed", type=cli.natural_int, default=0, help="of the draws and the audit's folds")
     add("--prior", type=cli.share, metavar="P", help="share of real images (0 to 1) to give the figures at once more")
+    add("--audit", action="store_true", help="what image size and file format alone explain; reads the images' headers")
+    add("--image_root", type=Path, default=REPOSITORY, help="folder that the image paths in the CSVs start from")
+    add("--features_dir", type=Path, default=RESULTS / "features", help="CSVs of feature_distribution.py, if any")
     add("--quiet", action="store_true", help="no progress bar")
-    args = parser.parse_args()
-
-    detectors = read_detectors(args.csv or detector_csvs(partial=args.partial))
-    evaluation = evaluate(
-        detectors,
-        partial=args.partial,
-        num_draws=args.bootstrap,
-        seed=args.seed,
-        prior=args.prior,
-        quiet=args.quiet,
-    )
-    print("\n".join(result_lines(evaluation)))
-    if not args.csv and not MOA_DF_CSV.exists():
-        print("MoA-DF is not among them: run `python logit_calculation.py` first")
-    write_tables(evaluation, args.output_dir / "tables")
-    print(f"\ntables in {args.output_dir / 'tables'}")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -80,13 +80,14 @@ def evaluate(
     num_draws: int = 0,
     seed: int = 0,
     prior: float | None = None,
+    weightings: Mapping[str, pd.Series] | None = None,
     quiet: bool = True,
 ) -> Evaluation:
     """Every number of every detector, over the labelled images that all of them answered.
 
     num_draws: bootstrap draws; 0 leaves all intervals but Wilson's empty. prior: share of real images (0 to 1) at
-    which to give the overall figures once more. Raises InputError as `records.join` does, and where no image has a
-    label.
+    which to give the overall figures once more. weightings: {name: weights by image} to give them under as well.
+    Raises InputError as `records.join` does, and where no image has a label.
     """
     joined = join(detectors, partial=partial)
     labelled = joined[joined["label"] != ""]
@@ -98,8 +99,10 @@ def evaluate(
             remedy="score annotations that have labels; the answers themselves stand in these files",
         )
     sheet = AnswerSheet(labelled, len(detectors))
-    weightings = {} if prior is None else {f"real prior {100 * prior:g} %": prior_weights(sheet.is_fake, prior)}
-    evaluation = evaluate_sheet(sheet, detectors, weightings, num_draws=num_draws, seed=seed, quiet=quiet)
+    by_row = {name: by_image.loc[sheet.joined["image"]].to_numpy() for name, by_image in (weightings or {}).items()}
+    if prior is not None:
+        by_row[f"real prior {100 * prior:g} %"] = prior_weights(sheet.is_fake, prior)
+    evaluation = evaluate_sheet(sheet, detectors, by_row, num_draws=num_draws, seed=seed, quiet=quiet)
     evaluation.num_unlabelled = len(joined) - len(labelled)
     evaluation.num_lost = [len(detector.frame) - len(joined) for detector in detectors]
     return evaluation
@@ -125,18 +128,25 @@ def evaluate_sheet(
             weighted_draws[name][i] = sheet.measure(drawn * weights, overall_only=True)[:, 0]
     names = [detector.name for detector in detectors]
     values = sheet.measure()
-    agents = [i for i, detector in enumerate(detectors) if "fusion" not in detector.info] or list(range(len(names)))
+    agents = agent_numbers(detectors)
+    compared = [i for i, detector in enumerate(detectors) if "probe" not in detector.info]
     weighted = {name: sheet.measure(weights, overall_only=True)[:, 0] for name, weights in weightings.items()}
     return Evaluation(
         list(detectors),
         sheet,
         _scores(sheet, names, values, draws),
         _evasion(sheet, names, agents, values, draws),
-        _pairs(sheet, names, values, draws),
+        _pairs(sheet, names, compared, values, draws),
         _reweighted(names, weighted, weighted_draws),
         num_draws,
         seed,
     )
+
+
+def agent_numbers(detectors: Sequence[Detector]) -> list[int]:
+    """Which detectors look at images themselves: no fusions of others, no probes; all of them where none does."""
+    looking = [i for i, detector in enumerate(detectors) if not {"fusion", "probe"} & set(detector.info)]
+    return looking or list(range(len(detectors)))
 
 
 def prior_weights(is_fake: np.ndarray, prior: float) -> np.ndarray:
@@ -221,10 +231,12 @@ def _evasion(
     return table.reset_index(drop=True)
 
 
-def _pairs(sheet: AnswerSheet, names: list[str], values: np.ndarray, draws: np.ndarray) -> pd.DataFrame:
+def _pairs(
+    sheet: AnswerSheet, names: list[str], compared: list[int], values: np.ndarray, draws: np.ndarray
+) -> pd.DataFrame:
     right = sheet.right
     rows = []
-    for i, j in combinations(range(len(names)), 2):
+    for i, j in combinations(compared, 2):
         only_first, only_second = int((right[:, i] & ~right[:, j]).sum()), int((~right[:, i] & right[:, j]).sum())
         row = {
             "first": names[i],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dfbench.evaluation import COMPARED_METRICS, Evaluation, evaluate
+from dfbench.evaluation import COMPARED_METRICS, Evaluation, agent_numbers, evaluate
 from dfbench.letters import answers
 from dfbench.records import Detector
 from dfbench.sources import Category
@@ -72,7 +72,7 @@ def all_tables(evaluation: Evaluation) -> list[Table]:
 
 
 def accuracy_table(evaluation: Evaluation) -> Table:
-    """Accuracy of each detector by source, category, class and over all; on the real test set, the paper's beside it."""
+    """Accuracy by source, category, class and over all; on the real test set, the paper's in a column of its own."""
     scores, names = evaluation.scores, evaluation.names
     frame = scores.pivot(index=["level", "group", "category", "n"], columns="detector", values="accuracy")
     groups = scores.drop_duplicates(["level", "group"])
@@ -125,8 +125,8 @@ def evasion_table(evaluation: Evaluation) -> Table:
         ]
         for _, row in frame.iterrows()
     ]
-    num_agents = sum("fusion" not in detector.info for detector in evaluation.detectors) or len(evaluation.names)
-    header = ["source", "category", "rank", "n", f"mean of {num_agents}", *evaluation.names]
+    mean = f"mean of {len(agent_numbers(evaluation.detectors))}"
+    header = ["source", "category", "rank", "n", mean, *evaluation.names]
     title = "Evasion: share of each generator's images called real, in %" + _interval_title(evaluation)
     return Table("evasion", title, header, rows, notes(evaluation), 2, (), frame)
 
@@ -179,8 +179,9 @@ def notes(evaluation: Evaluation) -> tuple[str, ...]:
             lines.append(f"{detector.name}: no answer for {detector.num_errors:,} images, which count nowhere")
         if detector.info.get("finished") is False:
             lines.append(f"{detector.name}: its run has not finished")
-        if isinstance(detector.info.get("fitted_on"), str):
-            lines.append(f"{detector.name}: fitted on {detector.info['fitted_on']}")
+        for key, words in (("fitted_on", "fitted on "), ("probe", "")):
+            if isinstance(detector.info.get(key), str):
+                lines.append(f"{detector.name}: {words}{detector.info[key]}")
     return tuple(lines)
 
 
@@ -248,4 +249,3 @@ def result_lines(evaluation: Evaluation) -> list[str]:
     """The two tables for the terminal: accuracy by group, and every metric over all images."""
     accuracy = replace(accuracy_table(evaluation), notes=())  # those of the summary say the same
     return [*terminal_lines(accuracy), "", *terminal_lines(summary_table(evaluation))]
-

@@ -184,3 +184,33 @@ def test_intervals_prior_and_seed(agents, tmp_path):
     assert one == same != other
     assert (tmp_path / "a" / "tables" / "reweighted.md").exists()
     assert run("process_results.py", *agents, "--prior", 1.5).returncode == 2
+
+
+def test_audit_adds_probes_and_matched_figures(agents, tmp_path):
+    from PIL import Image
+
+    for source, label in SOURCES.items():
+        (tmp_path / "DFBench" / source).mkdir(parents=True)
+        for i in range(20):
+            size = (64, 48) if label == "B" or i < 5 else (32, 24)
+            Image.new("RGB", size).save(tmp_path / "DFBench" / source / f"{i}.jpg")
+    found = run(
+        "process_results.py",
+        *agents,
+        "--audit",
+        "--image_root",
+        tmp_path,
+        "--output_dir",
+        tmp_path / "out",
+        "--bootstrap",
+        20,
+    )
+    assert found.returncode == 0, found.stderr
+    assert "probe (same): sees only size and format" in found.stdout
+    assert max(map(len, found.stdout.splitlines()[:-1])) <= 100
+    matched = (tmp_path / "out" / "tables" / "reweighted.md").read_text()
+    assert "equal size and format" in matched
+    assert (tmp_path / "out" / "tables" / "audit_correlations.csv").exists()
+    refused = run("process_results.py", *agents, "--audit", "--image_root", tmp_path / "out")
+    assert refused.returncode == 1
+    assert "none of the 100 images" in refused.stderr
