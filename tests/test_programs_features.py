@@ -86,13 +86,7 @@ def test_measuring_what_annotations_name(root: Path, tmp_path: Path) -> None:
     arguments = ("--image_root", root, "--annotations", tmp_path / "rows.jsonl", "--output_dir", tmp_path / "out")
     result = run("feature_distribution.py", *arguments, "--workers", 1)
     assert result.returncode == 0, result.stderr
-    assert set(contents(tmp_path / "out")) == {
-        "edit.csv",
-        "edit.json",
-        "Kolors.csv",
-        "Kolors.json",
-        "Kolors.errors.csv",
-    }
+    assert set(contents(tmp_path / "out")) == {"edit.csv", "Kolors.csv", "Kolors.errors.csv"}
     assert (tmp_path / "out" / "Kolors.errors.csv").read_text() == (
         "image,error\nDFBench/Kolors/999999.jpg,file is missing\n"
     )
@@ -118,6 +112,38 @@ def test_nothing_to_measure_is_an_error(tmp_path: Path) -> None:
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert "none of 1 images could be measured" in result.stderr
     assert run("feature_distribution.py", "--limit_per_source", 0).returncode == 2
+
+
+@pytest.mark.slow
+def test_plotting_what_was_measured(root: Path, tmp_path: Path) -> None:
+    features, figures = tmp_path / "features", tmp_path / "figures"
+    measured = run("feature_distribution.py", "--image_root", root, "--output_dir", features, "--workers", 1)
+    assert measured.returncode == 0, measured.stderr
+    result = run("plot_features.py", "--features-dir", features, "--output-dir", figures, "--normalise", "panel")
+    assert result.returncode == 0, result.stderr
+    assert (result.stderr, result.stdout.count("\n")) == ("", 1)
+    assert len(list(figures.glob("feature_*.svg"))) == 6
+    table = (figures / "feature_table.csv").read_text().splitlines()
+    assert len(table) == 1 + 5 * len(SOURCES)
+    assert "each panel by itself" in (figures / "feature_captions.md").read_text()
+
+
+def test_plotting_nothing_is_an_error(tmp_path: Path) -> None:
+    result = run("plot_features.py", "--features_dir", tmp_path)
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "run feature_distribution.py first" in result.stderr
+    assert run("plot_features.py", "--normalise", "none").returncode == 2
+
+
+@pytest.mark.slow
+def test_benchmark(tmp_path: Path) -> None:
+    write_images(tmp_path, 1, side=120)
+    arguments = ("--image", tmp_path / "000000.jpg", "--repeats", 2, "--images", 20, "--workers", 1)
+    result = run("scripts/benchmark_features.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "120x120 JPEG" in result.stdout
+    (difference,) = [line.split()[2] for line in result.stdout.splitlines() if "largest difference" in line]
+    assert float(difference) < 0.01
 
 
 @pytest.mark.slow
