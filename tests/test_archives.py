@@ -166,6 +166,13 @@ def test_a_claim_of_4_gb_is_refused_and_the_others_stay(tmp_path):
     assert "4,294,967,294" in refusals(path)["2.jpg"]
 
 
+def test_a_member_that_reaches_past_the_archives_end_is_refused(tmp_path):
+    path = make_zip(tmp_path / "a.zip", {"1.jpg": b"x"})
+    size = path.stat().st_size
+    patch_directory(path, 20, "<I", size + 1)
+    assert refusals(path) == {"1.jpg": f"claims {size + 1:,} bytes, more than there can be"}
+
+
 def test_the_largest_claim_that_passes(tmp_path):
     path = make_zip(tmp_path / "a.zip", {"1.bmp": os.urandom(2_000_000)}, zipfile.ZIP_STORED)
     patch_directory(path, 24, "<I", MAX_IMAGE_BYTES)

@@ -173,6 +173,9 @@ def test_a_refused_member_is_given_only_where_no_other_fits():
     sound = member("000001.jpg", 1)
     assert match_images(["DFBench/S/000001.jpg"], [evil, sound])["DFBench/S/000001.jpg"] == sound
     assert match_images(["DFBench/S/000001.jpg"], [evil])["DFBench/S/000001.jpg"] == evil
+    locked = member("a/000001.jpg", 2, refusal="encrypted")
+    nested = member("b/000001.jpg", 3)
+    assert match_images(["DFBench/S/000001.jpg"], [locked, nested])["DFBench/S/000001.jpg"] == nested
 
 
 def test_nothing_to_match():

@@ -89,6 +89,8 @@ def test_rows_without_an_image_are_left_out_and_listed(small):
     small.release(train=train)
     report = small.prepare()
     assert set(small.clean("train") + small.clean("val")) == set(small.train)
+    lines = [(small.root / "clean" / f"img_{split}.jsonl").read_text().splitlines() for split in ("train", "val")]
+    assert len(lines[0]) + len(lines[1]) == len(small.train)
     (summary,) = (summary for summary in report.releases[0] if summary.split == "train")
     assert [(row.row - len(small.train), row.reason) for row in summary.left_out] == [
         (1, Reason.ABSENT),
