@@ -128,10 +128,10 @@ def test_a_missing_feature_is_left_out() -> None:
 
 
 def test_every_source_has_a_row() -> None:
-    drawn = draw_sources([*ALL_KINDS, source("demo_blur", 5, 5), source("cost $5 and $6", 0, 9, count=1)], "si")
+    drawn = draw_sources([*ALL_KINDS, source("demo_blur", 5, 5), source(r"cost $\oops$", 0, 9, count=1)], "si")
     (axes,) = drawn.figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == [
-        *("cost $5 and $6", "demo_blur*", "NOVA", "edit", "LIVE", "Flick8k")
+        *(r"cost $\oops$", "demo_blur*", "NOVA", "edit", "LIVE", "Flick8k")
     ]
     assert [text.get_text() for text in axes.texts] == ["1", "40", "40", "40", "40", "40"]
     assert len(axes.lines) == 4  # two of the six have a single value and no curve

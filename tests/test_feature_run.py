@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dfbench import feature_run
 from dfbench.errors import InputError
 from dfbench.feature_run import BATCH_SIZE, measure_sources
 from dfbench.features import COLUMNS, format_row, measure_image
@@ -68,6 +69,24 @@ def test_resume_from_any_byte(root: Path, tmp_path: Path, kept: int | None) -> N
     (tmp_path / "part" / "many.csv.part").write_bytes(b"".join([header, *rows[8:16], *rows[:8], *rows[16:]])[:kept])
     assert measure(root, tmp_path / "part").num_measured == NUM_IMAGES - 2 + 1
     assert contents(tmp_path / "part") == whole
+
+
+def test_a_mangled_row_is_measured_again(root: Path, tmp_path: Path) -> None:
+    measure(root, tmp_path / "out")
+    whole = contents(tmp_path / "out")
+    lines = whole["many.csv"].splitlines(keepends=True)
+    (tmp_path / "out" / "many.csv").write_bytes(b"".join([*lines[:3], b"many/02.png,1.0\n", b"\n", *lines[4:]]))
+    assert measure(root, tmp_path / "out").num_new == 1 + 3
+    assert contents(tmp_path / "out") == whole
+
+
+def test_the_order_in_which_images_come_does_not_show(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure(root, tmp_path / "forward")
+    monkeypatch.setattr(feature_run, "run_jobs", lambda work, jobs, _: ((job, work(job)) for job in reversed(jobs)))
+    measure(root, tmp_path / "backward")
+    assert contents(tmp_path / "backward") == contents(tmp_path / "forward")
 
 
 def test_resume_after_a_kill_between_two_files(root: Path, tmp_path: Path) -> None:
