@@ -99,8 +99,13 @@ def _choose(image: str, num_folders: int, candidates: list[Member]) -> _Fit | Mi
     """The candidate that is as good as every other one in each respect; equal contents are one candidate."""
     if len(candidates) == 1:
         return _Fit(num_folders, candidates[0])
+    likenesses = [_likeness(image, num_folders, member) for member in candidates]
+    if len({fold(member.path)[0] for member in candidates}) > 1:
+        # Extensions in the annotations are not to be relied on: they do not tell one folder from another.
+        likenesses = [(same_case, False) for same_case, _ in likenesses]
     # Where unpacking in DFBench/SOURCE (or above) would put a member at the very path, it is the one that is meant.
-    ranks = [(member.path.count("/") == num_folders, *_likeness(image, num_folders, member)) for member in candidates]
+    is_whole = [member.path.count("/") == num_folders for member in candidates]
+    ranks = [(whole, *likeness) for whole, likeness in zip(is_whole, likenesses, strict=True)]
     ideal = tuple(map(max, zip(*ranks, strict=True)))
     best = [member for member, rank in zip(candidates, ranks, strict=True) if rank == ideal] or candidates
     if len({(member.size, member.crc) for member in best}) == 1:

@@ -7,7 +7,7 @@ matched, extracted and checked, the second one writes the rows that are left, in
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def prepare(plan: Plan) -> Report:
         stock, wanted, plan.image_root, decode=plan.decode, num_workers=plan.num_workers, quiet=plan.quiet
     )
     written = [] if plan.verify_only else write_clean(releases, stock.faults, plan.quiet)
-    return _report(releases, stock, wanted, truncated, written)
+    return _report(plan, releases, stock, wanted, truncated, written)
 
 
 def survey_releases(plan: Plan, label_of: dict[str, str]) -> list[Release]:
@@ -194,6 +194,7 @@ def _without_placeholder(sample: Sample) -> Sample:
 
 
 def _report(
+    plan: Plan,
     releases: Sequence[Release],
     stock: Stock,
     wanted: Collection[str],
@@ -206,7 +207,8 @@ def _report(
         {"path": str(a.path), "bytes": a.num_bytes, "images": a.num_images, "skipped": a.num_skipped, "error": a.error}
         for a in stock.archives
     ]
-    return Report(summaries, archives, truncated, written, len(available - set(wanted)))
+    options = asdict(plan.subset) | {"sources": sorted(plan.sources), "decode": plan.decode}
+    return Report(summaries, options, archives, truncated, written, len(available - set(wanted)))
 
 
 def _summarize(each: Survey, faults: Mapping[str, tuple[Reason, str]]) -> FileSummary:

@@ -88,6 +88,7 @@ class Report:
     """Everything that a preparation has to tell.
 
     releases: for each pair of training and test file that was read, their summaries; the first pair makes the table.
+    options: what was asked for, as far as it decides about the clean files' rows.
     archives: name, bytes, images, files skipped and error of each zip file.
     truncated: images whose end is missing but that decode as far as they go (known with `--decode` only).
     written: path, rows, real and fake rows of each clean file.
@@ -95,6 +96,7 @@ class Report:
     """
 
     releases: list[list[FileSummary]]
+    options: dict[str, Any] = field(default_factory=dict)
     archives: list[dict[str, Any]] = field(default_factory=list)
     truncated: list[str] = field(default_factory=list)
     written: list[dict[str, Any]] = field(default_factory=list)
@@ -206,6 +208,7 @@ def _as_json(report: Report) -> dict[str, Any]:
     counts = count_sources(report.releases[0])
     columns = ("annotated", "found", *COLUMNS)
     return {
+        "options": report.options,
         "sources": {
             source: {"label": CATALOGUE[source].label if source in CATALOGUE else None}
             | {column: numbers[column] for column in columns}

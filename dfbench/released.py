@@ -4,6 +4,7 @@ Data set: huggingface.co/datasets/IntMeGroup/DFBench, 21 archives and six annota
 """
 
 import filecmp
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -118,8 +119,14 @@ def keep_released(path: Path) -> Path:
 
 def find_archives(folder: Path) -> dict[str, Path]:
     """Zip files in a folder and one level below, by their name in lower case; the upper level comes first."""
-    paths = [path for pattern in ("*.zip", "*.ZIP", "*/*.zip", "*/*.ZIP") for path in sorted(folder.glob(pattern))]
-    return {path.name.lower(): path for path in reversed(paths) if path.is_file()}
+    if not folder.is_dir():
+        return {}
+    found: dict[str, Path] = {}
+    for each in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
+        for name in sorted(os.listdir(each)):  # names only: the extracted images may lie in the same folders
+            if name.lower().endswith(".zip") and (each / name).is_file():
+                found.setdefault(name.lower(), each / name)
+    return found
 
 
 def archives_of(source: str, archives: Mapping[str, Path]) -> list[Path]:
@@ -149,7 +156,7 @@ def wanted_files(sources: Collection[str]) -> list[str]:
     return annotations + [archive for name, archive in published.items() if not sources or name in sources]
 
 
-def download(folder: Path, sources: Collection[str]) -> None:
+def download(folder: Path, sources: Collection[str], *, quiet: bool = False) -> None:
     """Fetch what `wanted_files` names into `folder`, going on from where an earlier download stopped.
 
     The server is huggingface.co or the one that the environment variable HF_ENDPOINT names. Raises InputError in one
@@ -159,6 +166,8 @@ def download(folder: Path, sources: Collection[str]) -> None:
     import huggingface_hub
 
     names = wanted_files(sources)
+    if quiet:
+        huggingface_hub.utils.disable_progress_bars()
     try:
         huggingface_hub.snapshot_download(
             HUB_REPOSITORY,

@@ -32,7 +32,7 @@ from dfbench.subsets import Subset
 def main() -> None:
     args = parse_arguments()
     if args.download:
-        download(args.archives, args.sources)
+        download(args.archives, args.sources, quiet=args.quiet)
     report = prepare(
         Plan(
             downloads=args.archives,

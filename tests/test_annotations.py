@@ -385,6 +385,19 @@ def test_what_is_written_reads_back_and_has_the_shape_of_ms_swift(tmp_path, name
     assert [file.name for file in path.parent.iterdir()] == [name]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["img_test.json", "img_test.jsonl"])
+def test_the_reader_behind_ms_swift_takes_what_is_written(tmp_path, name):
+    datasets = pytest.importorskip("datasets")
+    samples = [Sample(f"DFBench/édit/{i}.jpg", "AB"[i % 2], '<image>"Real"?\n') for i in range(5)]
+    write_annotations(samples, tmp_path / name)
+    cache = str(tmp_path / "cache")
+    loaded = datasets.load_dataset("json", data_files=str(tmp_path / name), split="train", cache_dir=cache)
+    assert loaded.column_names == ["messages", "images"]
+    assert [row["images"] for row in loaded] == [[sample.image] for sample in samples]
+    assert [row["messages"][1]["content"] for row in loaded] == [sample.label for sample in samples]
+
+
 def test_written_images_can_be_absolute(tmp_path):
     path = tmp_path / "a.jsonl"
     write_annotations([Sample("DFBench/x/1.jpg", "A", "Real?")], path, image_root=tmp_path)

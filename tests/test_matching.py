@@ -125,9 +125,15 @@ def test_composed_and_decomposed_accents_are_equal():
     assert one("DFBench/S/caf\u00e9.jpg", "cafe\u0301.jpg") == "cafe\u0301.jpg"
 
 
+def test_extensions_do_not_tell_folders_apart():
+    assert one("DFBench/LIVE/img1.bmp", "gblur/img1.bmp", "jpeg/img1.jpg") == "ambiguous"
+    assert one("DFBench/LIVE/img1.bmp", "gblur/img1.bmp", "gblur/img1.jpg") == "gblur/img1.bmp"
+    assert one("DFBench/LIVE/img1.bmp", "img1.jpg", "jpeg/img1.bmp") == "img1.jpg"
+
+
 def test_signs_that_speak_for_different_members_are_not_weighed():
-    """One unpacks to the very path, the other one has the right extension: neither is better in all."""
-    assert one("DFBench/S/1.jpg", "1.png", "deep/1.jpg") == "ambiguous"
+    """One unpacks to the very path, the other one agrees in upper and lower case: neither is better in all."""
+    assert one("DFBench/S/Ab.jpg", "ab.jpg", "deep/Ab.jpg") == "ambiguous"
 
 
 # ---------------------------------------------------------------------------------------------- equal contents, rivals

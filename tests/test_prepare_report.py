@@ -101,7 +101,8 @@ def test_shapes_that_disagree_are_told():
 
 def test_broken_archives_truncated_images_and_unreadable_rows_are_told():
     archives = [{"path": "LIVE.zip", "error": "100 bytes"}, {"path": "CLIVE.zip", "error": ""}]
-    report = Report([release(left_out(3, "", Reason.BAD_ROW))], archives, truncated=[KOLORS], num_not_chosen=1234)
+    faulty = release(left_out(3, "", Reason.BAD_ROW))
+    report = Report([faulty], archives=archives, truncated=[KOLORS], num_not_chosen=1234)
     text = describe(report)
     assert "LIVE.zip: 100 bytes" in text
     assert "CLIVE.zip" not in text
@@ -117,7 +118,8 @@ def test_report_files(tmp_path):
     rows = [left_out(2, KOLORS, Reason.ABSENT), left_out(7, "", Reason.BAD_ROW)]
     written = [{"path": "clean.json", "rows": 15, "real": 5, "fake": 10}]
     first = release(*rows)
-    report = Report([first, first, release(rows[0], path="img_test.jsonl")], written=written)
+    second = release(rows[0], path="img_test.jsonl")
+    report = Report([first, first, second], options={"seed": 3}, written=written)
     path = write_report(report, tmp_path / "new")
     assert sorted(file.name for file in path.parent.iterdir()) == ["prepare_left_out.csv", "prepare_report.json"]
     with (path.parent / "prepare_left_out.csv").open(newline="") as file:
@@ -135,6 +137,7 @@ def test_report_files(tmp_path):
     assert content["released_rows"] == {"train": 436506, "test": 109131}
     assert content["annotations"][0]["left_out"] == {"absent from its archive": 1, "unreadable row": 1}
     assert content["written"] == written
+    assert content["options"] == {"seed": 3}
 
 
 # -------------------------------------------------------------------------------------------------------------- verdict
