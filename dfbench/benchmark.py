@@ -97,7 +97,7 @@ MIXED_SIZES = ((1024, 1024, 360), (512, 512, 80), (384, 384, 40), (512, 384, 45)
 
 
 def give_real_shape(name: str, folder: Path) -> None:
-    """Rewrite the config of a tiny checkpoint folder to the real model's sizes; its weights, which no longer fit, go."""
+    """Rewrite a tiny checkpoint folder's config to the real model's sizes; its weights, which no longer fit, go."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     for part, sizes in REAL_SHAPES[name].items():

@@ -112,7 +112,7 @@ def split_batch(batch: PlannedBatch, pieces: int) -> list[PlannedBatch]:
 
 @dataclass
 class Outcome:
-    """What a run did: images it scored, its seconds (loading left out), and those in which the model had no work."""
+    """What a run did: images it scored, its seconds from the first batch on, and those in which the model idled."""
 
     num_scored: int = 0
     seconds: float = 0.0
@@ -199,10 +199,11 @@ Rows = tuple[list[tuple[str, ...]], list[tuple[str, str]], list[tuple[str, str]]
 
 def _scored(prepared: Iterator[PreparedBatch], scorer: Scorer, outcome: Outcome) -> Iterator[Rows]:
     """Rows of one batch after the other, each fetched while the next runs on the GPU; keeps the outcome's clocks."""
-    began, before = time.monotonic(), outcome.seconds
+    began, before = None, outcome.seconds
     running: tuple[PreparedBatch, list[PendingLogits]] | None = None
     previous: PendingLogits | None = None
     for batch in _until_none(prepared):
+        began = began or time.monotonic()  # start-up ends with the first batch
         launched: list[PendingLogits] = []
         try:
             for pack in batch.packs if batch else ():

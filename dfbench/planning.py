@@ -109,6 +109,7 @@ def fitting_shape(batches: Sequence[PlannedBatch]) -> PackShape:
         prompts=max(len(batch.samples) for batch in batches),
         longest=max(cost.tokens for batch in batches for cost in batch.costs),
         vision=max(total.vision for total in totals),
+        largest=max(cost.vision for batch in batches for cost in batch.costs),
         windows=max(total.windows for total in totals),
     )
 

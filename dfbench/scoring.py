@@ -21,6 +21,7 @@ from dfbench.engine import Outcome, Preparation, score_batches
 from dfbench.errors import InputError
 from dfbench.models import load_prompt, load_scorer
 from dfbench.models.base import DTYPES, Prompt, fingerprint
+from dfbench.models.fp8 import FIRST_CAPABILITY
 from dfbench.paths import REPOSITORY, RESULTS
 from dfbench.planning import Plan, make_plan, measure_costs, share_out
 from dfbench.provenance import describe_software
@@ -90,6 +91,7 @@ def _parse(agent: Agent, description: str | None) -> Namespace:
     add("--workers", type=cli.whole_number, help=workers)
     if agent.protocols:
         add("--protocol", choices=agent.protocols, default=agent.protocols[0], help="prompt and image protocol")
+    add("--precision", choices=("full", "fp8"), default="full", help="fp8: 8-bit products, faster and less exact (GPU)")
     add("--eager", action="store_true", help="do not compile the layers (GPU; the first batch comes sooner)")
     add("--strict_images", action="store_true", help="a truncated image is an error instead of a warning")
     add("--overwrite", action="store_true", help="start over instead of resuming")
@@ -99,6 +101,10 @@ def _parse(agent: Agent, description: str | None) -> Namespace:
     if on_gpu and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: this machine has no usable CUDA GPU; --device cpu works")
     args.dtype = args.dtype or ("bfloat16" if on_gpu else "float32")
+    if args.precision == "fp8" and args.adapter:
+        parser.error("--precision fp8 takes merged weights; merge the adapter first")
+    if args.precision == "fp8" and not (on_gpu and torch.cuda.get_device_capability(args.device) >= FIRST_CAPABILITY):
+        parser.error("--precision fp8 needs a GPU of compute capability 8.9 or more")
     args.compile = on_gpu and args.dtype != "float32" and not args.eager
     if args.batch_size is None and not on_gpu:
         args.batch_size = 8
@@ -141,6 +147,7 @@ def _identity(args: Namespace, prompt: Prompt, adapter: Path | None) -> dict[str
         "adapter": str(adapter) if adapter else None,
         "adapter_fingerprint": fingerprint(adapter) if adapter else None,
         "dtype": args.dtype,
+        "precision": args.precision,
         "strict_images": args.strict_images,
         **prompt.describe(),
     }
@@ -215,7 +222,15 @@ def _score(
                 shape=plan.shape if args.compile else None,
                 strict=args.strict_images,
             ),
-            partial(load_scorer, prompt, device=args.device, dtype=args.dtype, adapter=adapter, compiled=args.compile),
+            partial(
+                load_scorer,
+                prompt,
+                device=args.device,
+                dtype=args.dtype,
+                adapter=adapter,
+                compiled=args.compile,
+                fp8=args.precision == "fp8",
+            ),
             writer,
             workers=args.workers,
             pin_memory=args.device.startswith("cuda"),

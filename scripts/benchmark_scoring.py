@@ -13,11 +13,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from dfbench import benchmark, cli
 from dfbench.demo.tiny_models import make_tiny_models
 from dfbench.models import load_prompt, scorer_of
-from dfbench.planning import make_plan, measure_costs
+from dfbench.models.base import Scorer
+from dfbench.planning import Plan, make_plan, measure_costs
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 HEADER = ("model", "way", "images/s", "MFU", "GPU waits", "peak memory", "|dP(A)| largest / mean")
@@ -34,6 +36,7 @@ def main() -> None:
     add("--workers", type=int, default=16, help="processes that decode images")
     add("--check", type=int, default=16, help="images whose P(A) is compared with float32")
     add("--eager", action="store_true", help="do not compile")
+    add("--fp8", action="store_true", help="measure --precision fp8 as well")
     add("--no_upstream", action="store_true", help="leave the upstream way out")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     add("--folder", type=Path, default=Path(tempfile.gettempdir()) / "dfbench-benchmark", help="for images and configs")
@@ -60,7 +63,7 @@ def measure(name: str, args: Namespace, samples: list, dtype: torch.dtype, rate:
     flops = sum(benchmark.prefill_flops(model, cost.tokens + len(prompt.prefix), cost.vision) for cost in costs)
     flops /= len(costs)
 
-    checked = []
+    checked, checked_images = [], [sample.image for sample in samples[: args.check]]
     for sample in samples[: args.check]:
         with Image.open(args.folder / sample.image) as image:
             checked.append(prompt.prepare(sample.question, image.convert("RGB")))
@@ -75,26 +78,28 @@ def measure(name: str, args: Namespace, samples: list, dtype: torch.dtype, rate:
     compiled = args.device.startswith("cuda") and not args.eager
     plan = make_plan(samples, costs, token_budget=args.token_budget, batch_size=None)
     scorer = scorer_of(model, prompt, compiled=compiled)
+    print(f"  {len(plan.batches)} batches of {plan.shape}, {plan.filled:.1%} filled", file=sys.stderr, flush=True)
+    end_to_end(name, "packed", args, plan, scorer, checked_images, exact, flops / rate)
+    if args.fp8:
+        scorer.quantize()
+        end_to_end(name, "packed, fp8", args, plan, scorer, checked_images, exact, flops / rate)
+
+
+def end_to_end(
+    name: str, way: str, args: Namespace, plan: Plan, scorer: Scorer, checked: list[str], exact: Tensor, ideal: float
+) -> None:
+    """Row of one whole run, after one over two batches that compiles."""
     csv = args.folder / f"{name}.csv"
-    csv.unlink(missing_ok=True)
-    run = {"workers": args.workers, "compiled": compiled}
-    warm = benchmark.run_packed(scorer, plan, args.folder, csv, batches=slice(0, 2), **run)
-    if args.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-    csv.unlink()
-    outcome = benchmark.run_packed(scorer, plan, args.folder, csv, batches=slice(None), **run)
-    packed = benchmark.deviation(
-        benchmark.written_answers(csv, [sample.image for sample in samples[: args.check]]), exact
-    )
-    row(name, "packed" + (", compiled" if compiled else ""), outcome.images_per_second, flops / rate, outcome, packed)
-    print(
-        f"  {len(plan.batches)} batches of {plan.shape}, {plan.filled:.1%} filled; first two took {warm.seconds:.0f} s",
-        file=sys.stderr,
-        flush=True,
-    )
-    del scorer, model
-    if args.device.startswith("cuda"):
-        torch.cuda.empty_cache()
+    compiled = args.device.startswith("cuda") and not args.eager
+    for batches in (slice(0, 2), slice(None)):
+        csv.unlink(missing_ok=True)
+        if args.device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats()
+        outcome = benchmark.run_packed(
+            scorer, plan, args.folder, csv, workers=args.workers, compiled=compiled, batches=batches
+        )
+    deviation = benchmark.deviation(benchmark.written_answers(csv, checked), exact)
+    row(name, way + (", compiled" if compiled else ""), outcome.images_per_second, ideal, outcome, deviation)
 
 
 def row(model: str, way: str, speed: float | None, ideal: float, outcome: object, deviation: object) -> None:

@@ -45,11 +45,14 @@ def _prompt(family: str | None, checkpoint: Path, protocol: str) -> Prompt:
 
 
 def load_scorer(
-    prompt: Prompt, *, device: str, dtype: str, adapter: Path | None = None, compiled: bool = False
+    prompt: Prompt, *, device: str, dtype: str, adapter: Path | None = None, compiled: bool = False, fp8: bool = False
 ) -> Scorer:
-    """The GPU side of the same checkpoint, weights loaded; `compiled` as in `Scorer`."""
+    """The GPU side of the same checkpoint, weights loaded; `compiled` and `fp8`: see `Scorer`, `Scorer.quantize`."""
     model = load_model(prompt.checkpoint, device=device, dtype=dtype, adapter=adapter)
-    return scorer_of(model, prompt, compiled=compiled)
+    scorer = scorer_of(model, prompt, compiled=compiled)
+    if fp8:
+        scorer.quantize()
+    return scorer
 
 
 def scorer_of(model: PreTrainedModel, prompt: Prompt, *, compiled: bool = False) -> Scorer:

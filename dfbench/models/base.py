@@ -18,12 +18,13 @@ import torch
 from peft import PeftConfig, PeftModel
 from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from dfbench.errors import InputError, shorten
-from dfbench.models.fused import fuse_decoder_layer
+from dfbench.models.fp8 import quantize
+from dfbench.models.fused import fuse_decoder_layer, fuse_vision_block
 from dfbench.models.packed import PackShape, Prefix, decode_last, decode_prefix, decoder_layer, two_letter_logits
 
 logger = logging.getLogger(__name__)
@@ -132,7 +133,20 @@ class Scorer(ABC):
         self.language = model.model.language_model
         for layer in self.language.layers:
             fuse_decoder_layer(layer)
+        for block in self.vision_blocks:
+            fuse_vision_block(block)
         self._run_layer = self.compile(decoder_layer, compiled)
+
+    def quantize(self) -> None:
+        """Go over to 8-bit products (`dfbench.models.fp8`) in the language model and the vision MLPs, in place."""
+        quantize(self.language.layers)
+        quantize(block.mlp for block in self.vision_blocks)
+        self.__dict__.pop("prefix", None)
+
+    @property
+    @abstractmethod
+    def vision_blocks(self) -> nn.ModuleList:
+        """The layers of the vision tower."""
 
     @staticmethod
     def compile(function: Callable, compiled: bool) -> Callable:
@@ -147,8 +161,8 @@ class Scorer(ABC):
         return decode_prefix(self.language.layers, hidden, cos, sin)
 
     def rotation(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotary cosines and sines (N, D) of positions int64 (N,)."""
-        cos, sin = self.language.rotary_emb(hidden[None], positions[None])
+        """Rotary cosines and sines, float32 (N, D), of positions int64 (N,)."""
+        cos, sin = self.language.rotary_emb(hidden.new_empty(0, dtype=torch.float32), positions[None])
         return cos[0], sin[0]
 
     @abstractmethod

@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, InternVLConfig, Inte
 from dfbench.errors import InputError
 from dfbench.letters import letter_ids
 from dfbench.models.base import Cost, Prepared, Prompt, Scorer, look_up
-from dfbench.models.fused import fuse_vision_block, project_qkv
+from dfbench.models.fused import project_qkv
 from dfbench.models.packed import Layout, PackShape, fill_up
 
 SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
@@ -193,15 +193,17 @@ class InternVLScorer(Scorer):
                 expected="-1, the last one",
                 remedy="use a checkpoint of the InternVL2.5 or InternVL3 family",
             )
-        for block in model.model.vision_tower.encoder.layer:
-            fuse_vision_block(block)
         self._run_block = self.compile(vision_block, compiled)
+
+    @property
+    def vision_blocks(self) -> torch.nn.ModuleList:
+        return self.model.model.vision_tower.encoder.layer
 
     def image_features(self, batch: dict[str, Any]) -> Tensor:
         body = self.model.model
         tower = body.vision_tower
-        hidden = tower.embeddings(self.prompt.pixel_values(batch["pixels"], self.dtype))
-        for block in tower.encoder.layer:
+        hidden = embed_tiles(tower.embeddings, self.prompt.pixel_values(batch["pixels"], self.dtype))
+        for block in self.vision_blocks:
             hidden = self._run_block(block, hidden)
         patches = tower.layernorm(hidden)[:, 1:]  # without the class token
         side = round(patches.shape[1] ** 0.5)
@@ -209,6 +211,20 @@ class InternVLScorer(Scorer):
             patches.unflatten(1, (side, side)), scale_factor=self.model.config.downsample_ratio
         )
         return body.multi_modal_projector(shuffled.flatten(1, 2)).flatten(0, 1)
+
+
+def embed_tiles(embeddings: torch.nn.Module, values: Tensor) -> Tensor:
+    """Patch, class and position embeddings: values (T, 3, tile, tile) -> (T, 1 + patches, C).
+
+    The convolution covers each patch once, so it is a matrix product.
+    """
+    projection = embeddings.patch_embeddings.projection
+    patch = projection.kernel_size[0]
+    patches = (
+        values.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    )
+    hidden = F.linear(patches, projection.weight.flatten(1), projection.bias)
+    return torch.cat([embeddings.cls_token.expand(len(hidden), -1, -1), hidden], dim=1) + embeddings.position_embeddings
 
 
 def vision_block(block: torch.nn.Module, hidden: Tensor) -> Tensor:

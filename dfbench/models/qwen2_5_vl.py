@@ -21,7 +21,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 from dfbench.images import ImageError
 from dfbench.letters import letter_ids
 from dfbench.models.base import Cost, Prepared, Prompt, Scorer, look_up
-from dfbench.models.fused import fuse_vision_block, gated
+from dfbench.models.fused import gated
 from dfbench.models.packed import Layout, PackShape, Segments, attend, fill_up, rotate
 
 SYSTEM = "You are a helpful assistant."
@@ -121,7 +121,9 @@ class QwenPrompt(Prompt):
         order, bounds = get_vision_window_index(grids, self.merge, vision.window_size, self.patch)
         tokens, patches = (shape.tokens, shape.vision) if shape else (None, None)
         order = torch.cat([order, torch.arange(len(order), patches // self.merge**2)]) if shape else order
-        longest = shape.longest * self.merge**2 if shape else None
+        image_patches = grids.prod(dim=1)
+        if shape and shape.uniform:
+            image_patches = torch.full((shape.prompts,), shape.largest)  # filled up with whole images
         return {
             "input_ids": fill_up(input_ids, tokens),
             "positions": fill_up(torch.cat([self._positions(item) for item in prepared], dim=1), tokens, dim=1),
@@ -129,7 +131,7 @@ class QwenPrompt(Prompt):
             "image_slots": (input_ids == self.image_token_id).nonzero().flatten(),
             "pixels": fill_up(torch.cat([item.pixels for item in prepared]), patches),
             "patch_positions": fill_up(get_vision_position_ids(grids, self.merge), patches),
-            "images": Segments.of(grids.prod(dim=1), size=shape and shape.prompts, longest=longest),
+            "images": Segments.of(image_patches, size=shape and shape.prompts, longest=shape and shape.largest),
             "windows": Segments.of(bounds.diff(), size=shape and shape.windows, longest=self._window_patches),
             "window_order": order,
             "count": lengths,
@@ -175,14 +177,16 @@ class QwenScorer(Scorer):
         self, model: Qwen2_5_VLForConditionalGeneration, prompt: QwenPrompt, *, compiled: bool = False
     ) -> None:
         super().__init__(model, prompt, compiled=compiled)
-        for block in model.model.visual.blocks:
-            fuse_vision_block(block)
         self._run_block = self.compile(vision_block, compiled)
 
     def rotation(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotary cosines and sines (N, D) of positions int64 (3, N), or (N,) for text."""
-        cos, sin = self.language.rotary_emb(hidden[None], positions.expand(3, -1)[:, None])
+        """Rotary cosines and sines, float32 (N, D), of positions int64 (3, N), or (N,) for text."""
+        cos, sin = self.language.rotary_emb(hidden.new_empty(0, dtype=torch.float32), positions.expand(3, -1)[:, None])
         return cos[0], sin[0]
+
+    @property
+    def vision_blocks(self) -> torch.nn.ModuleList:
+        return self.model.model.visual.blocks
 
     def image_features(self, batch: dict[str, Any]) -> Tensor:
         tower, order = self.model.model.visual, batch["window_order"]
@@ -192,9 +196,9 @@ class QwenScorer(Scorer):
         )
         cos, sin = tower.rotary_pos_emb(hidden, batch["patch_positions"])
         hidden, cos, sin = (_reordered(tensor, order) for tensor in (hidden, cos, sin))
-        for index, block in enumerate(tower.blocks):
+        for index, block in enumerate(self.vision_blocks):
             segments = batch["images"] if index in tower.fullatt_block_indexes else batch["windows"]
-            hidden = self._run_block(block, hidden, cos, sin, segments.bounds, segments.longest)
+            hidden = self._run_block(block, hidden, cos, sin, segments)
         return tower.merger(hidden)[order.argsort()]
 
 
@@ -203,13 +207,10 @@ def _reordered(tensor: Tensor, order: Tensor) -> Tensor:
     return tensor.unflatten(0, (len(order), -1))[order].flatten(0, 1)
 
 
-def vision_block(
-    block: torch.nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, bounds: Tensor, longest: int
-) -> Tensor:
+def vision_block(block: torch.nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, segments: Segments) -> Tensor:
     """One block of the vision tower: hidden (P, C) -> (P, C); patches attend inside their segment (window or image)."""
-    attention, segments = block.attn, Segments(bounds, longest)
+    attention = block.attn
     query, key, value = attention.qkv(block.norm1(hidden)).unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
-    # transformers rotates in float32 here, unlike in the language model.
-    query, key = (rotate(tensor.float(), cos.float(), sin.float()).to(value.dtype) for tensor in (query, key))
+    query, key = rotate(query, cos, sin), rotate(key, cos, sin)
     hidden = hidden + attention.proj(attend(query, key, value, segments, segments, causal=False).flatten(1))
     return hidden + gated(block.mlp, block.norm2(hidden))
