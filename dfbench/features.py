@@ -125,8 +125,8 @@ def _cell(value: float | int | str) -> str:
 
 def _decode(image: Image.Image, data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
     """(RGB uint8 (H, W, 3), alpha uint8 (H, W) or None for an opaque image) of an opened image and its file's bytes."""
-    # OpenCV bundles Pillow's libjpeg-turbo and gives the same pixels without Pillow's copies. It writes to the terminal
-    # about a file that ends early, though, so whatever does not end like a JPEG is left to Pillow.
+    # OpenCV bundles Pillow's libjpeg-turbo and gives the same pixels without Pillow's copies. Older versions of it fill
+    # up a file that ends early, though, so whatever does not end like a JPEG is left to Pillow, which refuses it.
     if image.format == "JPEG" and image.mode in ("L", "RGB") and data.endswith(_JPEG_END):
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         rgb = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
