@@ -55,10 +55,13 @@ COLUMNS = {
 }
 """Columns of the printed table after `annotated` and `found`; every reason but an unreadable row stands in one."""
 
-LEGEND = (
-    "mislabelled: contradicts the catalogue or an earlier row; both: a training row that is in the test file too;\n"
-    "twice: a repeated row"
-)
+LEGEND = {
+    "refused": "a path or an archive member that is not safe to write",
+    "mislabelled": "label contradicts the catalogue or an earlier row",
+    "both": "training rows that are in the test file too",
+    "twice": "repeated rows",
+}
+"""What the printed columns mean that do not say it themselves."""
 
 _NUM_SHOWN = 10
 
@@ -137,7 +140,10 @@ def format_table(counts: dict[str, Counter[str]]) -> str:
 def describe(report: Report) -> str:
     """What the terminal shows: the table, the rows read beside the released ones, archives in trouble, clean files."""
     release = report.releases[0]
-    lines = [format_table(count_sources(release)), LEGEND, "", *_describe_faults(release)]
+    counts = count_sources(release)
+    lines = [format_table(counts)]
+    lines += [f"{name}: {text}" for name, text in LEGEND.items() if any(numbers[name] for numbers in counts.values())]
+    lines += ["", *_describe_faults(release)]
     for summary in release:
         unreadable = sum(row.reason is Reason.BAD_ROW for row in summary.left_out)
         lines.append(

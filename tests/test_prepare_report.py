@@ -83,6 +83,11 @@ def test_the_terminal_names_the_first_rows_that_are_at_fault_and_counts_the_othe
     assert "why 14" not in text
 
 
+def test_columns_are_explained_where_they_count_something():
+    assert "twice: repeated rows" in describe(Report([release(left_out(1, KOLORS, Reason.REPEATED))]))
+    assert "repeated rows" not in describe(Report([release()]))
+
+
 def test_the_released_count_is_shown_where_all_sources_are_there():
     whole = {source.name: 1 for source in DFBENCH}
     assert f"img_test.json: 21 rows (released: {NUM_TEST:,})" in describe(Report([release(usable=whole)]))
