@@ -43,6 +43,10 @@ class DFBenchInternVLTemplate(InternvlhfTemplate):
             "pixel_values": prompt.pixel_values(prepared.pixels, self.model_info.torch_dtype),
         }
 
+    @staticmethod
+    def _add_default_tags(inputs: StdTemplateInputs) -> None:
+        """Leave a question without `<image>` alone: InternVLPrompt puts the image in front of it, as in scoring."""
+
     def _prompt(self) -> InternVLPrompt:
         if not hasattr(self, "_built"):
             self._built = InternVLPrompt(Path(self.model_info.model_dir))
