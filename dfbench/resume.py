@@ -158,7 +158,7 @@ def _done(tables: Sequence[dict[str, bytes]], batches: Sequence[Batch]) -> set[i
 
 def _refuse_strangers(csv_path: Path, tables: Sequence[dict[str, bytes]], batches: Sequence[Batch]) -> None:
     known = {image for batch in batches for image in batch}
-    strangers = [image for lines in tables for image in lines if image not in known]
+    strangers = list(dict.fromkeys(image for lines in tables for image in lines if image not in known))
     if strangers:
         raise InputError(
             csv_path,
