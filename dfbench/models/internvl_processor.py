@@ -39,7 +39,7 @@ def write_processor_files(
 
     source: the original folder, `original` its config; native: the native config.
     """
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     write_json(folder / "tokenizer_config.json", _tokenizer_config(source))
     side = native["vision_config"]["image_size"][0]

@@ -101,15 +101,31 @@ def write_shards(folder: Path, shards: Iterable[dict[str, Tensor]], count: int) 
     shards: contiguous tensors by name. They are taken one shard at a time and dropped once written.
     """
     weight_map, total_size = {}, 0
-    for number, tensors in enumerate(shards, start=1):
-        name = SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        (folder / name).chmod(0o644)  # safetensors writes files that only their owner reads
-        weight_map |= dict.fromkeys(tensors, name)
-        total_size += sum(tensor.nbytes for tensor in tensors.values())
+    names = [SINGLE] if count == 1 else [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+    coming = iter(shards)
+    for name in names:
+        # No variable here (nor `zip` or `enumerate`) may hold a shard, or two lie in memory while the next is made.
+        sizes = _save(next(coming), folder / name)
+        weight_map |= dict.fromkeys(sizes, name)
+        total_size += sum(sizes.values())
     if count > 1:
         index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> dict[str, int]:
+    """Write one file; bytes by name."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise InputError(
+            path,
+            found=f"no way to write it ({error})",
+            expected="room on the disk",
+            remedy="free some, or write elsewhere",
+        ) from error
+    path.chmod(0o644)  # safetensors writes files that only their owner reads
+    return {name: tensor.nbytes for name, tensor in tensors.items()}
 
 
 def names_error(where: Path, unexpected: Iterable[str] = (), missing: Iterable[str] = ()) -> InputError:

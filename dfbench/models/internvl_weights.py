@@ -6,6 +6,7 @@ InternViT's `qkv` is three equal parts.
 """
 
 import copy
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
+from dfbench.errors import InputError
 from dfbench.models.internvl_lora import LowRank
 from dfbench.models.internvl_shards import (
     Checkpoint,
@@ -88,6 +90,14 @@ def write_weights(
     """Convert a shard at a time, none larger than the input's largest; then hold the files to a fresh model."""
     groups = _group(plan, checkpoint.largest_file())
     total = sum(tensor.nbytes for tensors in plan.values() for tensor in tensors.values())
+    free = shutil.disk_usage(folder).free
+    if free < total:
+        raise InputError(
+            folder.parent,
+            found=f"{free / 1e9:.1f} GB free",
+            expected=f"{total / 1e9:.1f} GB for the converted weights",
+            remedy="free some room, or write elsewhere",
+        )
     with tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=None) as progress:
         shards = (_converted(group, checkpoint, updates, config, progress) for group in groups)
         write_shards(folder, shards, len(groups))

@@ -203,6 +203,16 @@ def test_an_error_on_the_way_leaves_nothing(original, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == [original.name]
 
 
+def test_a_disk_without_room_is_said_before_writing(original, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=900_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(
+        InputError, match=rf"{tmp_path}: found 0\.0 GB free; expected 0\.0 GB for the converted weights"
+    ):
+        convert(original, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [original.name]
+
+
 def test_files_that_came_out_wrong_are_not_renamed_into_place(original, tmp_path, monkeypatch):
     write = internvl_weights.write_shards
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -98,13 +100,17 @@ def reference_features(tensors: dict[str, Tensor], config: dict[str, Any], pixel
     for number in range(vision["num_hidden_layers"]):
         prefix = f"vision_model.encoder.layers.{number}."
         layer = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        norm = functional.layer_norm(hidden, hidden.shape[-1:], layer["norm1.weight"], layer["norm1.bias"], eps)
-        qkv = functional.linear(norm, layer["attn.qkv.weight"], layer["attn.qkv.bias"])
-        q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = functional.linear(
+            vit_norm(hidden, layer, "norm1", eps), layer["attn.qkv.weight"], layer.get("attn.qkv.bias")
+        )
+        q, k, v = qkv.chunk(3, dim=-1)
+        if "attn.q_norm.weight" in layer:  # over all heads at once
+            q, k = (rms_norm(x, layer[f"attn.{name}_norm.weight"], eps) for name, x in (("q", q), ("k", k)))
+        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
         mixed = ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
         mixed = functional.linear(mixed, layer["attn.proj.weight"], layer["attn.proj.bias"])
         hidden = hidden + layer["ls1"] * mixed
-        norm = functional.layer_norm(hidden, hidden.shape[-1:], layer["norm2.weight"], layer["norm2.bias"], eps)
+        norm = vit_norm(hidden, layer, "norm2", eps)
         wide = functional.gelu(functional.linear(norm, layer["mlp.fc1.weight"], layer["mlp.fc1.bias"]))
         hidden = hidden + layer["ls2"] * functional.linear(wide, layer["mlp.fc2.weight"], layer["mlp.fc2.bias"])
     side = round((hidden.shape[1] - 1) ** 0.5)
@@ -152,6 +158,12 @@ def reference_layer(layer: dict[str, Tensor], text: dict[str, Any], hidden: Tens
         else ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
     )
     return hidden + project(down, functional.silu(project(gate, norm)) * project(up, norm))
+
+
+def vit_norm(x: Tensor, layer: dict[str, Tensor], name: str, eps: float) -> Tensor:
+    """LayerNorm (InternViT-300M), or RMSNorm, which has no bias (InternViT-6B)."""
+    weight, bias = layer[f"{name}.weight"], layer.get(f"{name}.bias")
+    return rms_norm(x, weight, eps) if bias is None else functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -251,13 +263,23 @@ def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, T
     return {name: (torch.randn(shape, generator=generator) * 0.3).bfloat16() for name, shape in shapes.items()}
 
 
-def make_original(folder: Path, tensors: dict[str, Tensor], text: dict[str, Any]) -> dict[str, Any]:
+def vit_6b_shapes(layers: int) -> dict[str, tuple[int, ...]]:
+    """InternViT-6B: RMSNorm, normalised queries and keys, no bias in `qkv`."""
+    shapes = {name: s for name, s in vit_shapes(layers).items() if not re.search(r"(norm\d|attn\.qkv)\.bias$", name)}
+    prefixes = [f"vision_model.encoder.layers.{number}.attn." for number in range(layers)]
+    return shapes | {f"{prefix}{letter}_norm.weight": (VIT,) for prefix in prefixes for letter in "qk"}
+
+
+def make_original(
+    folder: Path, tensors: dict[str, Tensor], text: dict[str, Any], vision: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """An original checkpoint with tiles of 56 pixels (4 tokens) and three rows of the embedding without a token."""
     shutil.copytree(ORACLE / "model", folder, ignore=shutil.ignore_patterns("*.safetensors*"))
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config["force_image_size"] = 56
-    config["vision_config"] |= {"image_size": 56, "hidden_size": VIT, "intermediate_size": 64, "num_hidden_layers": 3}
+    sizes = {"image_size": 56, "hidden_size": VIT, "intermediate_size": 64, "num_hidden_layers": 3}
+    config["vision_config"] |= sizes | (vision or {})
     config["llm_config"] |= {"hidden_size": HIDDEN, "intermediate_size": WIDE, "vocab_size": 1624} | text
     path.write_text(json.dumps(config))
     save_file(tensors, folder / "model.safetensors")
@@ -293,20 +315,39 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_language_models_give_the_originals_logits(tmp_path, kind, last_logits, load_native):
+def test_other_language_models_give_the_originals_logits(tmp_path, kind, same_logits):
     text, shapes = KINDS[kind]
     tensors = random_tensors(vit_shapes(3) | shapes, seed=3)
     config = make_original(tmp_path / "original", tensors, text)
     convert(tmp_path / "original", tmp_path / "native")
-    context = EXPECTED["token_ids"]["<IMG_CONTEXT>"]
-    ids = [1, 900, *[context] * 8, 901, 902, 1336, *range(300, 360)]
-    pixels = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(5))
-    found = last_logits(load_native(tmp_path / "native"), ids, pixels)
-    expected = reference_logits(tensors, config, ids, pixels)
-    assert expected.std() > 0.3
-    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=5e-5)
+    same_logits(tmp_path / "native", tensors, config)
     assert (tmp_path / "native" / "model.safetensors").is_file()
     assert not (tmp_path / "native" / INDEX).exists()
+
+
+def test_the_large_vision_model_gives_the_originals_logits(tmp_path, same_logits):
+    text, shapes = KINDS["internvl3-9b"]
+    tensors = random_tensors(vit_6b_shapes(3) | shapes, seed=4)
+    vision = {"norm_type": "rms_norm", "qk_normalization": True, "qkv_bias": False}
+    config = make_original(tmp_path / "original", tensors, text, vision)
+    convert(tmp_path / "original", tmp_path / "native")
+    same_logits(tmp_path / "native", tensors, config)
+
+
+@pytest.fixture
+def same_logits(last_logits, load_native) -> Callable[[Path, dict[str, Tensor], dict[str, Any]], None]:
+    """Hold a converted folder to the reference on the original tensors and config."""
+
+    def check(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+        context = EXPECTED["token_ids"]["<IMG_CONTEXT>"]
+        ids = [1, 900, *[context] * 8, 901, 902, 1336, *range(300, 360)]
+        pixels = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(5))
+        expected = reference_logits(tensors, config, ids, pixels)
+        assert expected.std() > 0.3
+        found = last_logits(load_native(folder), ids, pixels)
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=5e-5)
+
+    return check
 
 
 def test_a_byte_level_tokenizer_of_qwen2_is_taken_over(tmp_path):
