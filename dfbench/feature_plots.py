@@ -1,13 +1,10 @@
 """The paper's feature figure, one small-multiples figure for each feature, and their captions and table.
 
 Follows the feature figure of the paper (arXiv:2506.03007): densities of min-max-normalised features in four panels,
-real images without and with distortions, AI-edited and AI-generated ones. Drawn at the width of a column (3.5 inches)
-in DejaVu Sans, which ships with matplotlib, and in Okabe and Ito's colours, which colour-blind readers tell apart.
+real images without and with distortions, AI-edited and AI-generated ones.
 """
 
-import io
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +14,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scipy.stats import gaussian_kde
 
+from dfbench.feature_figures import COLUMN_WIDTH, LINES, NAMES, PANELS, STYLE, UNITS, FeatureFigure, density, laid_out
 from dfbench.feature_table import SourceFeatures, feature_table, read_features
 from dfbench.features import FEATURES
 from dfbench.sources import Category
@@ -26,103 +23,9 @@ from dfbench.table_formats import Table, shortened, write_table, write_text
 from dfbench.tables import STAND_IN_MARK, STAND_IN_NOTE
 
 NORMALISATIONS = ("common", "panel")
-FORMATS = ("svg", "png", "pdf")
-
-COLUMN_WIDTH = 3.5
-"""Inches; two columns of a paper are about 7.1 inches wide."""
-
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 7,
-    "axes.titlesize": 7,
-    "axes.labelsize": 7,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.hashsalt": "dfbench",
-    "pdf.fonttype": 42,
-    "savefig.dpi": 300,
-}
-
-NAMES = {
-    "brightness": "Brightness",
-    "contrast": "Contrast",
-    "colorfulness": "Colorfulness",
-    "si": "Spatial information",
-    "spectral_slope": "Spectral slope",
-}
-UNITS = {"brightness": "0–255", "contrast": "0–127.5", "colorfulness": "of 8-bit RGB", "si": "of 8-bit gray"} | {
-    "spectral_slope": "log power over log frequency"
-}
-
-LINES = {
-    "brightness": ("#D55E00", "-"),
-    "contrast": ("#0072B2", "-"),
-    "colorfulness": ("#009E73", "--"),
-    "si": ("#CC79A7", "-."),
-    "spectral_slope": ("#000000", ":"),
-}
-"""Colour and dashes of each feature: told apart without colour, too."""
-
-PANELS: Mapping[Category | None, tuple[str, str]] = {
-    Category.REAL_PRISTINE: ("Real, undistorted", "#0072B2"),
-    Category.REAL_DISTORTED: ("Real, distorted", "#56B4E9"),
-    Category.AI_EDITED: ("AI-edited", "#E69F00"),
-    Category.AI_GENERATED: ("AI-generated", "#D55E00"),
-    None: ("Other sources", "#999999"),
-}
-"""Title and colour of each kind of source."""
-
-# Writing a PDF, it tells in 20 lines how it cut each font down.
-logging.getLogger("fontTools").setLevel(logging.WARNING)
 
 _POINTS = 128
 _ROW_HEIGHT = 0.85
-_MOST_UNBINNED = 5000
-_BINS = 2048
-
-
-@dataclass(frozen=True)
-class FeatureFigure:
-    """One drawn figure. name: file name without suffix. title: a few words. caption: what a paper prints below it."""
-
-    name: str
-    title: str
-    caption: str
-    figure: Figure
-
-    def svg(self) -> str:
-        """The figure as an `<svg>` element, the same characters each time."""
-        text = io.StringIO()
-        self._save(text, "svg", {"Date": None, "Title": self.title, "Description": self.caption})
-        return text.getvalue()[text.getvalue().index("<svg") :]
-
-    def save(self, output_dir: Path) -> list[Path]:
-        """Write the figure in all FORMATS, the caption among their metadata; the paths."""
-        output_dir.mkdir(parents=True, exist_ok=True)
-        metadata = {
-            "svg": {"Date": None, "Title": self.title, "Description": self.caption},
-            "png": {"Title": self.title, "Description": self.caption},
-            "pdf": {"CreationDate": None, "Title": self.title, "Subject": self.caption},
-        }
-        paths = [output_dir / f"{self.name}.{suffix}" for suffix in FORMATS]
-        for path, suffix in zip(paths, FORMATS, strict=True):
-            temporary = path.with_name(path.name + ".tmp")
-            self._save(temporary, suffix, metadata[suffix])
-            temporary.replace(path)
-        return paths
-
-    def _save(self, target: Path | io.StringIO, suffix: str, metadata: dict[str, str | None]) -> None:
-        # The names of clip paths and glyphs are hashed with a salt: one a figure keeps them apart on one page.
-        with matplotlib.rc_context({**STYLE, "svg.hashsalt": self.name}):
-            self.figure.savefig(target, format=suffix, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -171,7 +74,7 @@ def draw_panels(sources: Sequence[SourceFeatures], normalise: str) -> FeatureFig
     handles = [Line2D([], [], color=LINES[f][0], linestyle=LINES[f][1], label=NAMES[f]) for f in FEATURES]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, handlelength=2, columnspacing=1)
     caption = _panels_caption(sources, kinds, everything, normalise)
-    return FeatureFigure("feature_distribution", "Feature distributions by kind of image", caption, _laid_out(figure))
+    return FeatureFigure("feature_distribution", "Feature distributions by kind of image", caption, laid_out(figure))
 
 
 def _pooled(sources: Iterable[SourceFeatures]) -> pd.DataFrame:
@@ -180,6 +83,7 @@ def _pooled(sources: Iterable[SourceFeatures]) -> pd.DataFrame:
 
 
 def _draw_panel(panel: Axes, values: pd.DataFrame, limits: pd.DataFrame) -> None:
+    """One panel: each feature of `values`, normalised by its smallest and largest value in `limits`."""
     grid = np.linspace(0, 1, 2 * _POINTS)
     for feature, beside in zip(FEATURES, np.linspace(0.4, 0.6, len(FEATURES)), strict=True):
         sample = values[feature].dropna().to_numpy()
@@ -203,21 +107,6 @@ def _top(axes: Iterable[Axes]) -> float:
     return 1.05 * max(peaks, default=1.0)
 
 
-def density(values: np.ndarray, grid: np.ndarray) -> np.ndarray | None:
-    """Gaussian kernel density of values, float64 (N,), at the points of `grid`; None for a single value.
-
-    The bandwidth is Scott's: N^(-1/5) standard deviations. More than 5,000 values are counted in 2,048 bins first,
-    which moves the curve by less than a thousandth of its height.
-    """
-    if len(values) < 2 or np.ptp(values) <= 1e-9 * max(1.0, np.ptp(grid)):
-        return None
-    if len(values) <= _MOST_UNBINNED:
-        return gaussian_kde(values)(grid)
-    counts, edges = np.histogram(values, _BINS)
-    centres = (edges[1:] + edges[:-1]) / 2
-    return gaussian_kde(centres, bw_method=len(values) ** -0.2, weights=counts)(grid)
-
-
 def _panels_caption(
     sources: Sequence[SourceFeatures], kinds: Sequence[Category | None], everything: pd.DataFrame, normalise: str
 ) -> str:
@@ -228,28 +117,22 @@ def _panels_caption(
         names = ", ".join(shortened(source.name, 40) for source in members) or "none measured"
         panels.append(f"({letter}) {PANELS[kind][0]}: {count:,} image{'s' * (count != 1)} ({names})")
     if normalise == "common":
-        ranges = (f"{NAMES[f]} {everything[f].min():.4g} to {everything[f].max():.4g}" for f in FEATURES)
+        measured = [feature for feature in FEATURES if everything[feature].notna().any()]
+        ranges = (f"{NAMES[f]} {everything[f].min():.4g} to {everything[f].max():.4g}" for f in measured)
         scope = f"over the images of all panels together ({'; '.join(ranges)}), so that panels can be compared"
     else:
         scope = "over the images of each panel by itself, so that positions cannot be compared between panels"
     return (
         f"Distributions of five image features. {'; '.join(panels)}. Each feature is min-max-normalised {scope}; each"
         " image of a panel counts the same. Gaussian kernel densities with Scott's bandwidth, n^(-1/5) standard"
-        " deviations of the n normalised values; a vertical line is a feature with a single value."
-        + _stand_ins(sources)
+        " deviations of the n normalised values; a vertical line is a feature with a single value, near the middle"
+        " where there is no range to normalise by." + _stand_ins(sources)
     )
 
 
 def _stand_ins(sources: Sequence[SourceFeatures], mark: str = "") -> str:
     names = ", ".join(source.name + mark for source in sources if source.stand_in)
     return f" {names}: {STAND_IN_NOTE}." if names else ""
-
-
-def _laid_out(figure: Figure) -> Figure:
-    """The figure with its layout settled: otherwise each format would work it out again."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    return figure
 
 
 # ------------------------------------------------------------------------------------------------- small multiples
@@ -278,7 +161,7 @@ def draw_sources(sources: Sequence[SourceFeatures], feature: str) -> FeatureFigu
     handles += [Line2D([], [], color="0.87", linewidth=3, label="All real images")] * (background is not None)
     figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, handlelength=1)
     title = f"{NAMES[feature]} by source"
-    return FeatureFigure(f"feature_{feature}", title, _sources_caption(sources, feature, limits), _laid_out(figure))
+    return FeatureFigure(f"feature_{feature}", title, _sources_caption(sources, feature, limits), laid_out(figure))
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:

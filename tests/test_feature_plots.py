@@ -9,16 +9,8 @@ import pytest
 from PIL import Image
 from scipy.stats import gaussian_kde
 
-from dfbench.feature_plots import (
-    FORMATS,
-    LINES,
-    FeatureFigure,
-    build_feature_report,
-    density,
-    draw_panels,
-    draw_sources,
-    write_feature_report,
-)
+from dfbench.feature_figures import FORMATS, LINES, FeatureFigure, density
+from dfbench.feature_plots import build_feature_report, draw_panels, draw_sources, write_feature_report
 from dfbench.feature_table import SourceFeatures
 from dfbench.features import FEATURES
 from dfbench.sources import CATALOGUE
