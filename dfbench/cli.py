@@ -15,8 +15,9 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
-        args = sys.argv[1:] if args is None else args
-        return super().parse_known_args([_underscored(arg) for arg in args], namespace)
+        args = list(sys.argv[1:] if args is None else args)
+        end = args.index("--") if "--" in args else len(args)  # what follows are values
+        return super().parse_known_args([*map(_underscored, args[:end]), *args[end:]], namespace)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -1,0 +1,180 @@
+"""The scoring run: workers, progress, memory that runs out; with fakes that answer at once."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from dfbench.annotations import Sample
+from dfbench.models.base import Cost
+from dfbench.planning import make_plan, share_out
+from dfbench.records import read_detector
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "out" / "agent.csv"
+
+
+@pytest.fixture
+def run(evaluate, fake_model, photo_set, output, tmp_path):
+    usual = ("--model_path", tmp_path, "--dataset_path", photo_set.messages, "--image_root", photo_set.root)
+    return lambda *more: evaluate(*usual, "--output_csv", output, *more)
+
+
+# ------------------------------------------------------------------------------------------------------------- workers
+
+
+def test_worker_processes_change_nothing(run, output):
+    assert run("--workers", 0, "--batch_size", 2).status == 0
+    expected = output.read_bytes()
+    assert run("--workers", 2, "--batch_size", 2, "--overwrite").status == 0
+    assert output.read_bytes() == expected
+
+
+def test_a_worker_that_is_killed_is_one_line(run, output, monkeypatch):
+    """As by the system when memory runs out. What was scored stays."""
+    import dfbench.engine
+
+    load_image, parent = dfbench.engine.load_image, os.getpid()
+
+    def load_or_die(path, **options):
+        if path.name == "8.png" and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return load_image(path, **options)
+
+    monkeypatch.setattr("dfbench.engine.load_image", load_or_die)
+    finished = run("--workers", 1, "--batch_size", 2)
+    assert finished.status == 1
+    assert finished.err.startswith("error: image workers: found DataLoader worker ")
+    assert "fewer --workers" in finished.err
+    assert len(finished.err.splitlines()) == 1
+    assert run("--batch_size", 2).status == 0
+    assert len(read_detector(output).frame) == 12
+
+
+# ------------------------------------------------------------------------------------------------------------ progress
+
+
+def test_progress_is_shown_on_a_terminal_only(run, monkeypatch):
+    assert "scoring" not in run().err
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    shown = run("--overwrite").err
+    assert "scoring" in shown
+    assert "12/12" in shown
+    assert "img/s" in shown
+    assert "scoring" not in run("--overwrite", "--quiet").err
+
+
+def test_progress_of_a_resumed_run_begins_where_it_stopped(run, output, monkeypatch):
+    run("--batch_size", 4)
+    output.write_text("".join(output.read_text().splitlines(keepends=True)[:9]))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    shown = run("--batch_size", 4).err
+    assert " 0/12" not in shown
+    assert " 8/12" in shown
+    assert "12/12" in shown
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+def room_for(fake_model, images: int) -> None:
+    """Let forward passes of more than `images` images run out of memory."""
+    logits = fake_model.logits
+
+    def limited(total: int):
+        if fake_model.seen[-1] > images:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits(total)
+
+    fake_model.logits = limited
+
+
+@pytest.mark.parametrize("images", [1, 3, 7])
+def test_a_gpu_that_is_too_small_gets_smaller_pieces(run, output, fake_model, caplog, images):
+    run("--batch_size", 12)
+    expected = output.read_bytes()
+    room_for(fake_model, images)
+    finished = run("--batch_size", 12, "--overwrite")
+    assert finished.status == 0, finished.err
+    assert output.read_bytes() == expected
+    assert "out of GPU memory" in caplog.text
+
+
+def test_memory_that_runs_out_later_loses_no_batch(run, output, fake_model):
+    run("--batch_size", 4)
+    expected = output.read_bytes()
+    calls, logits = [], fake_model.logits
+
+    def once(total: int):
+        calls.append(total)
+        if len(calls) == 7:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logits(total)
+
+    fake_model.logits = once
+    fake_model.seen.clear()
+    assert run("--batch_size", 4, "--overwrite").status == 0
+    assert output.read_bytes() == expected
+    # 4, then 4 that fail; from there on in halves.
+    assert fake_model.seen == [4, 4, 2, 2, 2, 2]
+
+
+def test_a_single_image_that_does_not_fit_ends_the_run(run, output, fake_model, photo_set):
+    room_for(fake_model, 0)
+    finished = run("--batch_size", 4)
+    assert finished.status == 1
+    last = finished.err.splitlines()[-1]
+    assert last.startswith(f"error: {photo_set.samples[0].image}: found not enough GPU memory for a single image")
+
+
+# ---------------------------------------------------------------------------------------------------------------- plan
+
+
+def plan_of(costs: list[tuple[int, int]], **options) -> list[list[int]]:
+    samples = [Sample(f"{i}.jpg", "A", "Real?") for i in range(len(costs))]
+    plan = make_plan(samples, [Cost(*cost) for cost in costs], **{"token_budget": 100, "batch_size": None, **options})
+    for batch in plan.batches:
+        assert batch.total.tokens <= plan.shape.tokens
+        assert batch.total.vision <= plan.shape.vision
+        assert len(batch.samples) <= plan.shape.prompts
+    return [[int(sample.image[:-4]) for sample in batch.samples] for batch in plan.batches]
+
+
+def test_batches_are_filled_in_order_up_to_the_budget():
+    # Two of 40 are at most 100, three are not; 40 and 60 just fit; 30 and 10 are left.
+    assert plan_of([(40, 4), (40, 4), (40, 4), (60, 6), (30, 3), (10, 1)]) == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_an_image_above_the_budget_has_a_batch_to_itself():
+    assert plan_of([(10, 1), (500, 50), (10, 1)]) == [[0], [1], [2]]
+
+
+def test_batch_size_bounds_the_images():
+    assert plan_of([(10, 1)] * 7, batch_size=3) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_images_of_many_patches_fill_a_batch_too():
+    """On average a token has one patch, so 100 tokens have a budget of 103; 60 + 60 patches are too many."""
+    assert plan_of([(10, 60), (10, 60), (100, 0), (100, 100)]) == [[0], [1], [2], [3]]
+
+
+def test_images_that_cannot_be_used_cost_nothing():
+    assert plan_of([(60, 6), (0, 0), (0, 0), (60, 6)]) == [[0, 1, 2], [3]]
+    assert plan_of([(0, 0)] * 3) == [[0, 1, 2]]
+
+
+def test_batches_are_shared_out_evenly():
+    costs = [9, 5, 4, 3, 3, 2, 1]
+    shares = share_out([0, 1, 2, 3, 4, 5, 6], costs, 3)
+    # The costliest first, to whoever has least: 9 | 5 4 | 3 3 2 1 -> 9, 9, 9.
+    assert sorted(sum(costs[i] for i in share) for share in shares) == [9, 9, 9]
+    assert sorted(i for share in shares for i in share) == [0, 1, 2, 3, 4, 5, 6]
+    assert all(share == sorted(share) for share in shares)
+
+
+def test_more_processes_than_batches():
+    assert share_out([4], [0, 0, 0, 0, 7], 3) == [[4], [], []]
+    assert share_out([], [1, 2], 2) == [[], []]
