@@ -15,6 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from dfbench import cli
+from dfbench.cascade import complete, mark_early
+from dfbench.errors import InputError
 from dfbench.fusion import FITTED_METHODS, METHODS, Rule, fuse, given_weights, join_agents, write_fused
 from dfbench.records import Detector, read_detectors
 from dfbench.result_files import MOA_DF_CSV, agent_csvs
@@ -23,9 +25,15 @@ from dfbench.result_files import MOA_DF_CSV, agent_csvs
 def main() -> None:
     args = parse()
     detectors = read_detectors(args.csv or agent_csvs(partial=args.partial))
+    detectors, early = complete(detectors)
     joined = join_agents(detectors, partial=args.partial)
     rule = choose_rule(args, joined, detectors)
     frame = fuse(joined, [detector.name for detector in detectors], rule)
+    if early:
+        refuse_other_rules(args.fusion)
+        last = next(detector.name for detector in detectors if detector.info.get("only_undecided"))
+        frame = mark_early(frame, early, last)
+        print(f"{len(early):,} images decided before {last} looked")
     info = write_fused(args.output_csv, frame, detectors, rule)
     for agent in info["agents"]:
         left_out = f", {agent['left_out']:,} left out" if agent["left_out"] else ""
@@ -57,6 +65,17 @@ def parse() -> Namespace:
     if args.fit_csv and args.fusion not in FITTED_METHODS:
         parser.error(f"--fit_csv goes with --fusion {', '.join(FITTED_METHODS)}")
     return args
+
+
+def refuse_other_rules(fusion: str) -> None:
+    """A cascade's bounds hold for the mean of the probabilities alone."""
+    if fusion != "mean_prob":
+        raise InputError(
+            "--fusion",
+            found=f"{fusion} with an agent that ran with --only_undecided",
+            expected="mean_prob, whose decisions alone it keeps",
+            remedy="score all images with every agent for other rules",
+        )
 
 
 def choose_rule(args: Namespace, joined: pd.DataFrame, detectors: Sequence[Detector]) -> Rule:

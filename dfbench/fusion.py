@@ -177,6 +177,6 @@ def write_fused(path: Path, frame: pd.DataFrame, detectors: Sequence[Detector], 
         "answers": {letter: int((frame["answer"] == letter).sum()) for letter in "AB"},
         **describe_software(["numpy", "pandas"]),
     }
-    extra = [column for column in frame.columns if column.startswith("prob_B_")]
+    extra = [column for column in frame.columns if column.startswith("prob_B_") or column == "decided_early"]
     write_detector(path, frame, info, extra=extra)
     return info

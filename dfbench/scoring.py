@@ -16,6 +16,7 @@ import torch
 
 from dfbench import cli
 from dfbench.annotations import Sample, read_annotations
+from dfbench.cascade import settled_images
 from dfbench.distributed import Ranks
 from dfbench.engine import Outcome, Preparation, score_batches
 from dfbench.errors import InputError
@@ -25,7 +26,7 @@ from dfbench.models.fp8 import FIRST_CAPABILITY
 from dfbench.paths import REPOSITORY, RESULTS
 from dfbench.planning import Plan, make_plan, measure_costs, share_out
 from dfbench.provenance import describe_software
-from dfbench.records import errors_path, info_path, read_detector, read_info, warnings_path, write_json
+from dfbench.records import errors_path, info_path, read_detector, read_detectors, read_info, warnings_path, write_json
 from dfbench.resume import RecordWriter, count_rows, done_batches, part_path, remove_results, settle
 from dfbench.tables import accuracy_lines
 from dfbench.weights import find_weights
@@ -85,6 +86,13 @@ def _parse(agent: Agent, description: str | None) -> Namespace:
     add("--token_budget", type=_budget, default="auto", help="tokens of a batch at most, or auto")
     add("--limit", type=cli.positive_int, help="score the first N images only, for a quick look")
     add("--sources", nargs="+", metavar="SOURCE", help="score these sources only")
+    add(
+        "--only_undecided",
+        nargs="+",
+        type=Path,
+        metavar="CSV",
+        help="per-image CSVs of all other agents: score only images whose MoA-DF decision they leave open",
+    )
     add("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:N or cpu")
     add("--dtype", choices=sorted(DTYPES), help="default: bfloat16 on a GPU, float32 on a CPU")
     workers = "processes that decode images; default: one a core up to 16 on a GPU, 0 on a CPU"
@@ -136,6 +144,17 @@ def _chosen_samples(args: Namespace) -> list[Sample]:
                 remedy="correct --sources",
             )
         samples = [sample for sample in samples if sample.source in set(args.sources)]
+    if args.only_undecided:
+        settled = settled_images(read_detectors(args.only_undecided))
+        samples = [sample for sample in samples if sample.image not in settled]
+        logger.info("%d images are settled by %d other agents", len(settled), len(args.only_undecided))
+        if not samples:
+            raise InputError(
+                args.dataset_path,
+                found="no image whose decision is open",
+                expected="some",
+                remedy="nothing is left to score: fuse the other agents' files",
+            )
     return samples[: args.limit]
 
 
@@ -250,6 +269,7 @@ def _metadata(
         "image_root": str(args.image_root),
         "sources": args.sources,
         "limit": args.limit,
+        "only_undecided": [str(path) for path in args.only_undecided] if args.only_undecided else None,
         **counts,
         "batches": len(plan.batches),
         "tokens_a_batch": plan.shape.tokens,

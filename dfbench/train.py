@@ -21,6 +21,7 @@ from dfbench import cli
 from dfbench.annotations import Sample, check_annotations, read_annotations, split_validation, write_annotations
 from dfbench.errors import InputError
 from dfbench.images import ImageError, load_image
+from dfbench.models import usable_checkpoint
 from dfbench.paths import REPOSITORY
 from dfbench.weights import newest_adapter, read_base_model
 
@@ -63,8 +64,10 @@ def train(argv: list[str]) -> None:
     add("--decode_images", action="store_true", help="decode every image beforehand, not only look that it exists")
     args, flags = parser.parse_known_args(argv)
     _check_output(args)
+    model = usable_checkpoint(args.model)
+    refuse_remote_code(model)
     training, validation = _datasets(args)
-    flags += ["--model", str(args.model), "--output_dir", str(args.output_dir), "--dataset", str(training)]
+    flags += ["--model", str(model), "--output_dir", str(args.output_dir), "--dataset", str(training)]
     flags += ["--val_dataset", str(validation)] if validation else ["--eval_strategy", "no"]
     if args.resume_from_checkpoint:
         flags += ["--resume_from_checkpoint", args.resume_from_checkpoint]
@@ -91,6 +94,18 @@ def merge(argv: list[str]) -> None:
         flags += ["--torch_dtype", "float32"]
     _swift("export", ["--adapters", str(adapter), "--merge_lora", "true", "--output_dir", str(merged), *flags])
     print(f"merged model: {merged}")
+
+
+def refuse_remote_code(checkpoint: Path) -> None:
+    """Raise InputError where a checkpoint brings code of its own: ms-swift would run it without asking."""
+    for path in sorted(checkpoint.glob("*.json")):
+        if '"auto_map"' in path.read_text(encoding="utf-8", errors="replace"):
+            raise InputError(
+                path,
+                found="auto_map, which makes ms-swift run code out of this folder",
+                expected="a checkpoint that transformers loads by itself",
+                remedy="use the native (-hf) form of the weights",
+            )
 
 
 def _check_output(args: Namespace) -> None:

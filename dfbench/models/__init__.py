@@ -9,11 +9,20 @@ from dfbench.errors import InputError, shorten
 from dfbench.models.base import Prompt, Scorer, load_model, read_config
 
 
+def usable_checkpoint(checkpoint: Path) -> Path:
+    """The folder to load: an original InternVL one is converted, once, beside itself. Raises InputError."""
+    from dfbench.models.internvl_checkpoint import native_checkpoint
+
+    read_config(checkpoint)
+    return native_checkpoint(checkpoint)
+
+
 def load_prompt(checkpoint: Path, protocol: str = "upstream") -> Prompt:
     """The CPU side of a checkpoint folder, by its config's `model_type`.
 
     Raises InputError for any other family, and where the tokenizer or the image processor is missing or broken.
     """
+    checkpoint = usable_checkpoint(checkpoint)
     family = read_config(checkpoint).get("model_type")
     try:
         return _prompt(family, checkpoint, protocol)

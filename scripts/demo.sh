@@ -1,0 +1,59 @@
+#!/bin/sh
+# The whole pipeline at toy size on a CPU: set-up, demo data, LoRA training of three small models of the real
+# architectures, merging, A/B scoring, MoA-DF, tables, feature plots. Everything it makes lies in demo/.
+#
+#   sh scripts/demo.sh            a second run goes on where the first one stopped; `rm -r demo` starts over
+set -eu
+cd "$(dirname "$0")/.."
+sh scripts/setup.sh
+[ "${DFBENCH_NO_VENV:-}" = 1 ] || PATH=$PWD/.venv/bin:$PATH
+export PATH HF_HUB_OFFLINE=1
+
+started=$(date +%s)
+step() {
+    echo
+    echo "== $1 ($(($(date +%s) - started)) s)"
+}
+
+step "demo data: real photographs and stand-in fakes"
+python scripts/make_demo.py
+python scripts/prepare_dataset.py --archives demo/archives --image_root demo --annotation_dir demo/annotations --val_fraction 0.02
+
+step "three small models with random weights"
+python scripts/make_tiny_models.py
+
+export IMAGE_ROOT=demo TRAIN=demo/annotations/img_train.jsonl VAL=demo/annotations/img_val.jsonl
+export TEST=demo/annotations/img_test.jsonl WORKERS=0
+
+# agent, its folder's shells: train, merge, evaluate
+run_agent() {
+    agent=$1 train=$2 merge=$3 evaluate=$4
+    export OUTPUT_DIR=demo/output_ckpt/$agent
+    if ! ls "$OUTPUT_DIR"/*_merged/config.json > /dev/null 2>&1; then
+        step "$agent: LoRA training"
+        rm -rf "$OUTPUT_DIR"
+        MODEL=demo/models/$agent sh "$agent/$train" > "demo/$agent-train.log" 2>&1 || { tail -n 5 "demo/$agent-train.log"; exit 1; }
+        step "$agent: merging"
+        sh "$agent/$merge" > "demo/$agent-merge.log" 2>&1 || { tail -n 5 "demo/$agent-merge.log"; exit 1; }
+    fi
+    step "$agent: scoring"
+    MODEL=$(echo "$OUTPUT_DIR"/*_merged) OUTPUT_CSV=demo/results/$agent.csv sh "$agent/$evaluate"
+}
+export LEARNING_RATE=5e-3 EVAL_STEPS=1000 SAVE_STEPS=1000
+EPOCHS=8 BATCH_SIZE=16 run_agent qwen2.5 train.sh merge_lora.sh eval.sh
+EPOCHS=8 BATCH_SIZE=16 run_agent internvl2.5 shell/train_deepfake.sh shell/merge_lora.sh shell/eval_deepfake.sh
+EPOCHS=8 BATCH_SIZE=16 run_agent internvl3 shell/train_deepfake.sh shell/merge_lora.sh shell/eval_deepfake.sh
+
+step "MoA-DF, tables and report"
+set -- demo/results/qwen2.5.csv demo/results/internvl2.5.csv demo/results/internvl3.csv
+python logit_calculation.py "$@" --output_csv demo/results/moa_df.csv
+python process_results.py "$@" demo/results/moa_df.csv --output_dir demo/results
+
+step "image features"
+python feature_distribution.py --image_root demo --output_dir demo/results/features
+python plot_features.py --features_dir demo/results/features --output_dir demo/results/figures
+
+step "done"
+echo "tables:  demo/results/tables"
+echo "report:  demo/results/report.html"
+echo "figures: demo/results/figures"
