@@ -12,14 +12,14 @@ import logging
 import os
 import subprocess
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
 import torch
 
 from dfbench import cli
 from dfbench.annotations import Sample, check_annotations, read_annotations, split_validation, write_annotations
-from dfbench.errors import InputError
+from dfbench.errors import InputError, shorten
 from dfbench.images import ImageError, load_image
 from dfbench.models import usable_checkpoint
 from dfbench.paths import REPOSITORY
@@ -55,7 +55,7 @@ def train(argv: list[str]) -> None:
     add = parser.add_argument
     add("--train_annotations", type=Path, required=True, help="annotation file, either shape")
     add("--val_annotations", type=Path, help="validation rows; without it they are split off the training rows")
-    add("--val_fraction", type=float, default=0.01, help="share of each source's training rows kept for validation")
+    add("--val_fraction", type=_fraction, default=0.01, help="share of each source's training rows kept for validation")
     add("--image_root", type=Path, default=REPOSITORY, help="folder that the annotated image paths start from")
     add("--model", type=Path, required=True, help="base checkpoint folder")
     add("--output_dir", type=Path, required=True, help="folder for checkpoints")
@@ -177,14 +177,29 @@ def _image_problem(path: Path, decode: bool) -> str:
     return ""
 
 
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise ArgumentTypeError(f"{text} is no share from 0 up to, but not including, 1")
+    return value
+
+
 def _for_this_machine(deepspeed: str) -> list[str]:
-    several = int(os.environ.get("NPROC_PER_NODE", "1")) * int(os.environ.get("NNODES", "1")) > 1
+    several = _count("NPROC_PER_NODE") * _count("NNODES") > 1
     if not torch.cuda.is_available():
         logger.info("no CUDA GPU: training in float32 on the CPU")
         flags = [word for flag in ON_CPU.items() for word in flag]
         # Without a backend of its own, every CPU process would train alone and count all losses.
         return [*flags, "--ddp_backend", "gloo"] if several else flags
     return ["--deepspeed", deepspeed] if several and deepspeed != "none" else []
+
+
+def _count(variable: str) -> int:
+    """The value of an environment variable that counts something, 1 where it is not set."""
+    text = os.environ.get(variable, "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise InputError(variable, found=shorten(text), expected="a number", remedy="set it to one, or leave it out")
+    return int(text)
 
 
 def _swift(command: str, flags: list[str]) -> None:

@@ -1,0 +1,522 @@
+"""Before ms-swift starts: every row checked, validation split off, flags for this machine; and the six shells."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dfbench import cli, train
+from dfbench.annotations import Sample, read_annotations
+from dfbench.errors import InputError
+from dfbench.models import qwen2_5_vl
+from dfbench.train import ON_CPU, checked_samples
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def swift(monkeypatch) -> list[list[str]]:
+    """Stands for ms-swift: the command lines that would have been run, [command, *flags]."""
+    calls: list[list[str]] = []
+    monkeypatch.setattr("dfbench.train._swift", lambda command, flags: calls.append([command, *flags]))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for name in ("NPROC_PER_NODE", "NNODES"):
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """A function: arguments of `python -m dfbench.train` -> exit status, lines on stderr."""
+
+    def call(*arguments: object) -> tuple[int, list[str]]:
+        monkeypatch.setattr("sys.argv", ["train.py", *map(str, arguments)])
+        try:
+            status = cli.run(train.main)
+        except SystemExit as stop:
+            status = stop.code
+        return status, capsys.readouterr().err.splitlines()
+
+    return call
+
+
+@pytest.fixture
+def usual(checkpoints, photo_set, tmp_path) -> list[object]:
+    return [
+        "sft", "--model", checkpoints["internvl3"], "--train_annotations", photo_set.messages,
+        "--image_root", photo_set.root, "--output_dir", tmp_path / "out",
+    ]  # fmt: skip
+
+
+def flag(words: list[str], name: str) -> str | None:
+    """The value of the last `--name value`, which is the one that counts in ms-swift's parser."""
+    places = [i for i, word in enumerate(words) if word == f"--{name}"]
+    return words[places[-1] + 1] if places else None
+
+
+# ---------------------------------------------------------------------------------------------------------- the checks
+
+
+def good_and_bad(photo_set) -> list[dict]:
+    """Three good rows among seven bad ones."""
+    rows = json.loads(photo_set.messages.read_text())[:3]
+    question = rows[0]["messages"][0]
+
+    def row(image: object, *turns: dict) -> dict:
+        return {"messages": [question, *turns], "images": image}
+
+    answer = {"role": "assistant", "content": "A"}
+    return [
+        rows[0],
+        row("DFBench/Kolors/9.jpg", {"role": "assistant", "content": "C"}),
+        {"picture": "x"},
+        rows[1],
+        row("DFBench/NOVA/10.jpg"),
+        row("DFBench/NOVA/gone.jpg", answer),
+        row(["a.jpg", "b.jpg"], answer),
+        row(rows[0]["images"], {"role": "assistant", "content": "B"}),
+        {"messages": [answer], "images": "DFBench/PixArt/11.webp"},
+        rows[2],
+    ]
+
+
+def test_every_bad_row_is_listed_before_training(run, swift, usual, photo_set, tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(good_and_bad(photo_set)))
+    status, lines = run(*usual, "--train_annotations", path)
+    assert status == 1
+    assert swift == [], "ms-swift was started"
+    listed, last = lines[:-1], lines[-1]
+    assert len(listed) == 7
+    for what in (
+        "label 'C'",
+        "picture",
+        "NOVA/10.jpg: no answer",
+        "gone.jpg: file is missing",
+        "a.jpg",
+        "again",
+        "question",
+    ):
+        assert any(what in line for line in listed), (what, listed)
+    assert last.startswith(f"error: {path}: found 7 rows that cannot be trained on")
+    assert not (tmp_path / "out").exists()
+
+
+def test_of_many_bad_rows_the_first_are_listed(run, swift, usual, tmp_path, write_rows):
+    samples = [Sample(f"gone/{i}.jpg", "A", "Real?") for i in range(500)]
+    status, lines = run(*usual, "--train_annotations", write_rows(tmp_path / "rows.json", samples))
+    assert status == 1
+    assert len(lines) == 21
+    assert "found 500 rows that cannot be trained on (the first 20 above)" in lines[-1]
+
+
+def test_images_that_cannot_be_decoded_are_found_on_request(photo_set, tmp_path, capsys):
+    root = shutil.copytree(photo_set.root, tmp_path / "damaged")
+    (root / photo_set.samples[3].image).write_bytes(b"not an image")
+    path = root / photo_set.samples[6].image
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
+    assert len(checked_samples(photo_set.messages, root)) == 12, "only looks that the file is there"
+    with pytest.raises(InputError, match=r"found 1 rows"):  # a truncated image can be trained on
+        checked_samples(photo_set.messages, root, decode=True)
+    assert f"{photo_set.samples[3].image}: cannot be decoded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("content", "reason"), [("", "no rows"), ("[]", "no rows"), ('[{"messages":', "found")])
+def test_unusable_annotation_files(run, swift, usual, tmp_path, content, reason):
+    path = tmp_path / "rows.json"
+    path.write_text(content)
+    status, lines = run(*usual, "--train_annotations", path)
+    assert (status, len(lines), swift) == (1, 1, [])
+    assert lines[0].startswith(f"error: {path}")
+    assert reason in lines[0]
+
+
+def test_a_base_model_that_is_not_there(run, swift, usual, tmp_path):
+    status, lines = run(*usual, "--model", tmp_path / "none")
+    assert (status, len(lines), swift) == (1, 1, [])
+    assert "none: found no such folder" in lines[0]
+
+
+def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(run, swift, usual, tmp_path):
+    (tmp_path / "out" / "checkpoint-5").mkdir(parents=True)
+    status, lines = run(*usual)
+    assert (status, len(lines), swift) == (1, 1, [])
+    assert f"{tmp_path / 'out'}: found checkpoints of an earlier run" in lines[0]
+    checkpoint = tmp_path / "out" / "checkpoint-5"
+    assert run(*usual, "--resume_from_checkpoint", checkpoint)[0] == 0
+    assert flag(swift[0], "resume_from_checkpoint") == str(checkpoint)
+
+
+# --------------------------------------------------------------------------------------------------- validation data
+
+
+def test_validation_rows_that_are_training_rows_are_refused(run, swift, usual, photo_set, tmp_path, write_rows):
+    val = write_rows(tmp_path / "val.json", photo_set.samples[4:6])
+    status, lines = run(*usual, "--val_annotations", val)
+    assert (status, len(lines), swift) == (1, 1, [])
+    assert f"{val}: found 2 images that are training images too, such as DFBench/CSIQ/5.png" in lines[0]
+
+
+def test_bad_validation_rows_are_refused_too(run, swift, usual, tmp_path, write_rows):
+    val = write_rows(tmp_path / "val.json", [Sample("gone.jpg", "A", "Real?")])
+    status, lines = run(*usual, "--val_annotations", val)
+    assert (status, swift) == (1, [])
+    assert lines[-1].startswith(f"error: {val}: found 1 rows")
+
+
+def test_rows_are_written_for_ms_swift_with_absolute_paths(run, swift, usual, photo_set, tmp_path, write_rows):
+    training = write_rows(tmp_path / "train.jsonl", photo_set.samples[:9])  # the shape that ms-swift does not load
+    val = write_rows(tmp_path / "val.json", photo_set.samples[9:])
+    assert run(*usual, "--train_annotations", training, "--val_annotations", val)[0] == 0
+    words = swift[0]
+    for name, samples in (("dataset", photo_set.samples[:9]), ("val_dataset", photo_set.samples[9:])):
+        rows = [json.loads(line) for line in Path(flag(words, name)).read_text().splitlines()]
+        assert [row["images"] for row in rows] == [[str(photo_set.path(sample))] for sample in samples]
+        assert [row["messages"][1]["content"] for row in rows] == [sample.label for sample in samples]
+        assert [row["messages"][0]["content"] for row in rows] == [sample.question for sample in samples]
+
+
+def test_validation_is_split_off_the_training_rows(run, swift, usual, tmp_path, write_rows, draw):
+    samples = []
+    for source, label in (("Flick8k", "A"), ("Kolors", "B")):
+        for i in range(20):
+            path = tmp_path / "DFBench" / source / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw(seed=0, width=8, height=8).save(path)
+            samples.append(Sample(f"DFBench/{source}/{i}.png", label, "Real?"))
+    rows = write_rows(tmp_path / "rows.json", samples)
+    assert run(*usual, "--train_annotations", rows, "--image_root", tmp_path, "--val_fraction", 0.1)[0] == 0
+    training, validation = (read_annotations(flag(swift[0], name)) for name in ("dataset", "val_dataset"))
+    assert len(training) == 36
+    assert {sample.label: 0 for sample in validation} == {"A": 0, "B": 0}
+    assert not {s.image for s in training} & {s.image for s in validation}
+
+
+def test_training_without_validation(run, swift, usual):
+    assert run(*usual, "--val_fraction", 0)[0] == 0
+    assert flag(swift[0], "val_dataset") is None
+    assert flag(swift[0], "eval_strategy") == "no"
+
+
+@pytest.mark.parametrize("fraction", ["-0.1", "1", "2", "half"])
+def test_an_impossible_share_of_validation_rows(run, swift, usual, fraction):
+    assert run(*usual, "--val_fraction", fraction)[0] == 2
+    assert swift == []
+
+
+# --------------------------------------------------------------------------------------------------------------- flags
+
+
+def test_without_a_gpu_training_is_in_float32(run, swift, usual):
+    assert run(*usual, "--torch_dtype", "bfloat16", "--attn_impl", "flash_attn")[0] == 0
+    for name, value in ON_CPU.items():
+        assert flag(swift[0], name.removeprefix("--")) == value
+    assert flag(swift[0], "deepspeed") is None
+
+
+def test_several_processes_on_a_cpu_talk_to_each_other(run, swift, usual, monkeypatch):
+    monkeypatch.setenv("NPROC_PER_NODE", "2")
+    run(*usual)
+    assert flag(swift[0], "ddp_backend") == "gloo"
+
+
+@pytest.mark.parametrize(
+    ("processes", "nodes", "deepspeed", "expected"),
+    [("1", "1", "zero1", None), ("8", "1", "zero1", "zero1"), ("1", "2", "zero2", "zero2"), ("8", "1", "none", None)],
+)
+def test_several_gpus_share_the_optimizer(run, swift, usual, monkeypatch, processes, nodes, deepspeed, expected):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("NPROC_PER_NODE", processes)
+    monkeypatch.setenv("NNODES", nodes)
+    run(*usual, "--deepspeed", deepspeed, "--torch_dtype", "bfloat16")
+    assert flag(swift[0], "deepspeed") == expected
+    assert flag(swift[0], "torch_dtype") == "bfloat16"
+    assert flag(swift[0], "use_cpu") is None
+
+
+@pytest.mark.parametrize("number", ["two", "0", "-1"])
+def test_a_number_of_processes_that_is_none(run, swift, usual, monkeypatch, number):
+    monkeypatch.setenv("NPROC_PER_NODE", number)
+    status, lines = run(*usual)
+    assert (status, len(lines), swift) == (1, 1, [])
+    assert f"NPROC_PER_NODE: found '{number}'; expected a number" in lines[0]
+
+
+def test_further_flags_reach_ms_swift_in_order(run, swift, usual):
+    run(*usual, "--max_steps", "100", "--learning-rate", "1e-3", "--max_steps", "2")
+    assert flag(swift[0], "max_steps") == "2"
+    assert flag(swift[0], "learning_rate") == "1e-3"
+    assert swift[0][0] == "sft"
+
+
+def test_wrong_arguments(run, swift):
+    assert run()[0] == 2
+    assert run("evaluate")[0] == 2
+    assert run("sft")[0] == 2
+    assert run("export")[0] == 2
+    assert swift == []
+
+
+def test_help_is_no_error(run, swift, capsys):
+    assert run("sft", "--help")[0] == 0
+    assert run("export", "--help")[0] == 0
+
+
+def test_when_ms_swift_fails_so_does_training(run, monkeypatch, usual):
+    commands = []
+
+    def fail(words, env):
+        commands.append((words, env))
+        return subprocess.CompletedProcess(words, 3)
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("dfbench.train.subprocess.run", fail)
+    status, lines = run(*usual)
+    assert status == 1
+    assert lines[-1].startswith("error: swift sft: found exit status 3; expected 0;")
+    words, env = commands[0]
+    assert words[:2] == [sys.executable, "-m"]
+    assert env["PATH"] == os.environ["PATH"]
+
+
+# --------------------------------------------------------------------------------------------------------------- merge
+
+
+@pytest.fixture
+def trained(tmp_path) -> Path:
+    folder = tmp_path / "trained"
+    for number in (1, 2):
+        adapter = folder / f"checkpoint-{number}"
+        adapter.mkdir(parents=True)
+        (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "/base"}')
+        os.utime(adapter, (1_700_000_000 + number,) * 2)
+    return folder
+
+
+def test_merging_takes_the_newest_adapter(run, swift, trained):
+    assert run("export", "--trained", trained)[0] == 0
+    words = swift[0]
+    assert words[0] == "export"
+    assert flag(words, "adapters") == str(trained / "checkpoint-2")
+    assert flag(words, "output_dir") == str(trained / "checkpoint-2_merged")
+    assert flag(words, "merge_lora") == "true"
+    assert flag(words, "torch_dtype") == "float32"
+
+
+def test_merging_takes_what_is_named(run, swift, trained, tmp_path):
+    named = ("--adapters", trained / "checkpoint-1", "--output_dir", tmp_path / "merged")
+    assert run("export", "--trained", trained, *named, "--max_shard_size", "5GB")[0] == 0
+    assert flag(swift[0], "adapters") == str(trained / "checkpoint-1")
+    assert flag(swift[0], "output_dir") == str(tmp_path / "merged")
+    assert flag(swift[0], "max_shard_size") == "5GB"
+
+
+def test_a_merged_model_is_not_overwritten(run, swift, trained):
+    (trained / "checkpoint-2_merged").mkdir()
+    assert run("export", "--trained", trained)[0] == 0
+    (trained / "checkpoint-2_merged" / "config.json").touch()
+    status, lines = run("export", "--trained", trained)
+    assert (status, len(lines), len(swift)) == (1, 1, 1)
+    assert "checkpoint-2_merged: found files already; expected a new folder" in lines[0]
+
+
+def test_merging_before_training(run, swift, tmp_path):
+    status, lines = run("export", "--trained", tmp_path)
+    assert (status, len(lines), swift) == (1, 1, [])
+    assert f"{tmp_path}: found no merged model and no adapter" in lines[0]
+
+
+def test_merging_a_folder_that_holds_no_adapter(run, swift, tmp_path):
+    status, lines = run("export", "--trained", tmp_path, "--adapters", tmp_path)
+    assert (status, len(lines), swift) == (1, 1, [])
+    assert "found no adapter_config.json" in lines[0]
+
+
+# -------------------------------------------------------------------------------------------------------------- shells
+
+TRAIN = ("qwen2.5/train.sh", "internvl2.5/shell/train_deepfake.sh", "internvl3/shell/train_deepfake.sh")
+EVALUATE = ("qwen2.5/eval.sh", "internvl2.5/shell/eval_deepfake.sh", "internvl3/shell/eval_deepfake.sh")
+MERGE = ("qwen2.5/merge_lora.sh", "internvl2.5/shell/merge_lora.sh", "internvl3/shell/merge_lora.sh")
+
+
+@pytest.fixture
+def dry(tmp_path):
+    """A function: a shell, its arguments, variables -> the words that Python would have been started with, and the
+    environment. The shell is run from its model folder, as the README says."""
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\0" "$word"; done\nprintf "\\0"\nenv -0\n')
+    stub.chmod(0o755)
+
+    def run(shell: str, *arguments: str, **variables: str) -> tuple[list[str], dict[str, str]]:
+        folder, _, rest = shell.partition("/")
+        env = {"PATH": os.environ["PATH"], "PYTHON": str(stub), **variables}
+        done = subprocess.run(["sh", rest, *arguments], cwd=ROOT / folder, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        words, _, environment = done.stdout.partition("\0\0")
+        return words.split("\0"), dict(pair.split("=", 1) for pair in environment.split("\0") if pair)
+
+    return run
+
+
+@pytest.mark.parametrize("shell", TRAIN + EVALUATE + MERGE + ("scripts/setup.sh", "scripts/test.sh"))
+def test_shells_are_posix(shell):
+    assert (ROOT / shell).read_text().startswith("#!/bin/sh\n")
+    subprocess.run(["sh", "-n", ROOT / shell], check=True)
+
+
+COMMON = {
+    "tuner_type": "lora",
+    "target_modules": "all-linear",
+    "lora_rank": "8",
+    "freeze_aligner": "true",
+    "torch_dtype": "bfloat16",
+    "weight_decay": "0.01",
+    "strict": "true",
+    "check_model": "false",
+}
+INTERNVL = COMMON | {
+    "model_type": "internvl",
+    "template": "dfbench_internvl",
+    "lora_alpha": "16",
+    "freeze_vit": "false",
+    "num_train_epochs": "5",
+    "learning_rate": "4e-5",
+    "lr_scheduler_type": "cosine",
+    "warmup_ratio": "0.03",
+    "per_device_train_batch_size": "4",
+    "max_length": "4096",
+    "gradient_checkpointing": "true",
+    "deepspeed": "zero1",
+}
+SETTINGS = {
+    "qwen2.5/train.sh": COMMON
+    | {
+        "model_type": "qwen2_5_vl",
+        "template": "qwen2_5_vl",
+        "system": "You are a helpful assistant.",
+        "lora_alpha": "32",
+        "freeze_vit": "true",
+        "num_train_epochs": "1",
+        "learning_rate": "1e-4",
+        "warmup_ratio": "0.05",
+        "per_device_train_batch_size": "2",
+        "max_length": "2048",
+    },
+    "internvl2.5/shell/train_deepfake.sh": INTERNVL,
+    "internvl3/shell/train_deepfake.sh": INTERNVL,
+}
+"""The settings of the paper's code."""
+
+
+@pytest.mark.parametrize("shell", TRAIN)
+def test_training_has_the_papers_settings(dry, shell):
+    words, _ = dry(shell)
+    assert words[:3] == ["-m", "dfbench.train", "sft"]
+    assert {name: flag(words, name) for name in SETTINGS[shell]} == SETTINGS[shell]
+    names = [word for word in words if word.startswith("--")]
+    assert len(names) == len(set(names)), "a flag stands twice"
+
+
+def existing(folder: Path, path: str) -> Path:
+    """The place that a path on the command line means, seen from the folder."""
+    return Path(os.path.normpath(folder / path))
+
+
+@pytest.mark.parametrize(
+    ("shell", "model", "annotations"),
+    [
+        ("qwen2.5/train.sh", "Qwen/Qwen2.5-VL-7B-Instruct", "qwen2.5/datasets/img_train_shuffled.json"),
+        (
+            "internvl2.5/shell/train_deepfake.sh",
+            "internvl2.5/OpenGVLab/InternVL2_5-8B",
+            "internvl2.5/data/deepfake.json",
+        ),
+        ("internvl3/shell/train_deepfake.sh", "internvl3/OpenGVLab/InternVL3-9B", "internvl3/data/deepfake.json"),
+    ],
+)
+def test_training_looks_where_the_downloads_go(dry, shell, model, annotations):
+    folder = ROOT / shell.split("/")[0]
+    words, _ = dry(shell)
+    if not (ROOT / "internvl25").exists():  # where the released README downloads InternVL2.5 to
+        assert existing(folder, flag(words, "model")) == ROOT / model
+    assert existing(folder, flag(words, "train_annotations")) == ROOT / annotations
+    assert existing(folder, flag(words, "image_root")) == ROOT
+    assert existing(folder, flag(words, "output_dir")) == folder / "output_ckpt"
+    assert existing(folder, flag(words, "external_plugins")) == ROOT / "dfbench" / "swift_plugin.py"
+
+
+def test_training_and_scoring_of_qwen_have_the_same_bounds_on_pixels(dry):
+    _, environment = dry("qwen2.5/train.sh")
+    assert int(environment["MIN_PIXELS"]) == qwen2_5_vl.MIN_PIXELS
+    assert int(environment["MAX_PIXELS"]) == qwen2_5_vl.MAX_PIXELS
+    assert flag(dry("qwen2.5/train.sh")[0], "system") == qwen2_5_vl.SYSTEM
+
+
+VARIABLES = {
+    "MODEL": "model",
+    "TRAIN": "train_annotations",
+    "VAL": "val_annotations",
+    "VAL_FRACTION": "val_fraction",
+    "IMAGE_ROOT": "image_root",
+    "OUTPUT_DIR": "output_dir",
+    "LORA_RANK": "lora_rank",
+    "LORA_ALPHA": "lora_alpha",
+    "EPOCHS": "num_train_epochs",
+    "BATCH_SIZE": "per_device_train_batch_size",
+    "LEARNING_RATE": "learning_rate",
+    "WARMUP_RATIO": "warmup_ratio",
+    "WEIGHT_DECAY": "weight_decay",
+    "MAX_LENGTH": "max_length",
+    "GRADIENT_CHECKPOINTING": "gradient_checkpointing",
+    "GRADIENT_ACCUMULATION_STEPS": "gradient_accumulation_steps",
+    "ATTN_IMPL": "attn_impl",
+    "SEED": "seed",
+    "SAVE_STEPS": "save_steps",
+    "REPORT_TO": "report_to",
+}
+
+
+@pytest.mark.parametrize("shell", TRAIN)
+def test_variables_override_the_settings(dry, shell):
+    values = {variable: f"a value of {variable}" for variable in VARIABLES}
+    words, _ = dry(shell, **values)
+    assert {variable: flag(words, name) for variable, name in VARIABLES.items()} == values
+
+
+@pytest.mark.parametrize("shell", TRAIN + EVALUATE + MERGE)
+def test_further_flags_come_last_and_keep_their_words(dry, shell):
+    words, _ = dry(shell, "--max_steps", "10", "--note", "two words")
+    assert words[-4:] == ["--max_steps", "10", "--note", "two words"]
+
+
+@pytest.mark.parametrize("shell", EVALUATE)
+def test_evaluation_shells(dry, shell):
+    folder = ROOT / shell.split("/")[0]
+    words, _ = dry(shell)
+    assert existing(folder, words[0]) == folder / "evaluate_logit.py"
+    assert words[1:] == [], "evaluate_logit.py has the defaults"
+    variables = {"MODEL": "m", "ADAPTER": "a", "TEST": "t", "IMAGE_ROOT": "i", "OUTPUT_CSV": "o", "BATCH_SIZE": "4"}
+    words, _ = dry(shell, **variables)
+    names = ("model_path", "adapter", "dataset_path", "image_root", "output_csv", "batch_size")
+    assert {name: flag(words, name) for name in names} == dict(zip(names, variables.values(), strict=True))
+
+
+@pytest.mark.parametrize("shell", MERGE)
+def test_merging_shells(dry, shell):
+    folder = ROOT / shell.split("/")[0]
+    words, _ = dry(shell)
+    assert words[:4] == ["-m", "dfbench.train", "export", "--trained"]
+    assert existing(folder, words[4]) == folder / "output_ckpt"
+    words, _ = dry(shell, OUTPUT_DIR="o", ADAPTERS="a b", MERGED="m")
+    assert (flag(words, "trained"), flag(words, "adapters"), flag(words, "output_dir")) == ("o", "a b", "m")
+
+
+@pytest.mark.parametrize("shell", TRAIN + EVALUATE + MERGE)
+def test_a_shell_fails_when_python_does(tmp_path, shell):
+    folder, _, rest = shell.partition("/")
+    env = {"PATH": os.environ["PATH"], "PYTHON": "false"}
+    assert subprocess.run(["sh", rest], cwd=ROOT / folder, env=env).returncode == 1
