@@ -1,6 +1,6 @@
 """How good every detector is: accuracy, F1, AUROC and more by source, category and class, with 95 % intervals.
 
-python process_results.py                               # the detectors of results/ -> results/tables/
+python process_results.py                               # those of results/ -> results/tables/, results/report.html
 python process_results.py a.csv b.csv --output_dir out  # any per-image CSVs, upstream's two shapes as well
 python process_results.py --audit --image_root .        # what size and file format alone explain
 """
@@ -14,6 +14,7 @@ from dfbench.audit import MATCHED, audit, correlation_table
 from dfbench.evaluation import evaluate
 from dfbench.paths import REPOSITORY, RESULTS
 from dfbench.records import join, read_detectors
+from dfbench.report import write_report
 from dfbench.result_files import MOA_DF_CSV, detector_csvs
 from dfbench.tables import all_tables, result_lines, write_tables
 
@@ -45,21 +46,33 @@ def main() -> None:
         print("MoA-DF is not among them: run `python logit_calculation.py` first")
     tables = all_tables(evaluation) + ([correlation_table(found)] if found else [])
     write_tables(evaluation, args.output_dir / "tables", tables)
-    print(f"\ntables in {args.output_dir / 'tables'}")
+    report = args.output_dir / "report.html"
+    write_report(report, evaluation, image_root=args.image_root, features_dir=args.features_dir, found=found)
+    print(f"\ntables in {args.output_dir / 'tables'}\nreport in {report}")
 
 
 def parse() -> Namespace:
     parser = cli.ArgumentParser(__doc__)
     add = parser.add_argument
     add("csv", nargs="*", type=Path, metavar="CSV", help="per-image CSVs, one a detector; none: those of results/")
-    add("--output_dir", type=Path, default=RESULTS, help="folder of tables/")
+    add("--output_dir", type=Path, default=RESULTS, help="folder of tables/ and report.html")
     add("--partial", action="store_true", help="use what all detectors answered, drop the rest")
     add("--bootstrap", type=cli.natural_int, default=1000, metavar="N", help="draws behind the intervals; 0: none")
     add("--seed", type=cli.natural_int, default=0, help="of the draws and the audit's folds")
     add("--prior", type=cli.share, metavar="P", help="share of real images (0 to 1) to give the figures at once more")
     add("--audit", action="store_true", help="what image size and file format alone explain; reads the images' headers")
-    add("--image_root", type=Path, default=REPOSITORY, help="folder that the image paths in the CSVs start from")
-    add("--features_dir", type=Path, default=RESULTS / "features", help="CSVs of feature_distribution.py, if any")
+    add(
+        "--image_root",
+        type=Path,
+        default=REPOSITORY,
+        help="folder that the image paths start from, for thumbnails and the audit",
+    )
+    add(
+        "--features_dir",
+        type=Path,
+        default=RESULTS / "features",
+        help="CSVs of feature_distribution.py, drawn in the report if they are there",
+    )
     add("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args()
 

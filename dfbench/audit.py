@@ -104,11 +104,14 @@ def probe_detectors(joined: pd.DataFrame, facts: pd.DataFrame, seed: int) -> lis
     is_fake = (joined["label"] == FAKE).to_numpy()
     labelled = (joined["label"] != "").to_numpy()
     probes = []
-    for name, fold in (("same", _image_folds(joined, seed)), ("other", _source_folds(joined))):
+    for name, fitted_on, fold in (
+        ("probe (same)", "other images of the same sources", _image_folds(joined, seed)),
+        ("probe (other)", "images of other sources", _source_folds(joined)),
+    ):
         if fold is not None:
             prob_fake = _cross_fit(table, is_fake, labelled, fold, seed)
-            story = f"sees only size and format; fitted on other images of {name} sources".replace("same", "the same")
-            probes.append(_as_detector(f"probe ({name})", joined, prob_fake, story))
+            story = f"sees only size and format; fitted on {fitted_on}"
+            probes.append(_as_detector(name, joined, prob_fake, story))
     return probes
 
 

@@ -53,6 +53,11 @@ class Evaluation:
         return [detector.name for detector in self.detectors]
 
     @property
+    def judged(self) -> list[str]:
+        """Names of the detectors that are no probes."""
+        return [self.names[i] for i in judged_numbers(self.detectors)]
+
+    @property
     def stand_ins(self) -> list[str]:
         """Sources that the demo made: figures on these say nothing about DFBench."""
         sources = self.sheet.cells["source"].unique()
@@ -128,14 +133,13 @@ def evaluate_sheet(
             weighted_draws[name][i] = sheet.measure(drawn * weights, overall_only=True)[:, 0]
     names = [detector.name for detector in detectors]
     values = sheet.measure()
-    agents = agent_numbers(detectors)
-    compared = [i for i, detector in enumerate(detectors) if "probe" not in detector.info]
+    compared = judged_numbers(detectors)
     weighted = {name: sheet.measure(weights, overall_only=True)[:, 0] for name, weights in weightings.items()}
     return Evaluation(
         list(detectors),
         sheet,
         _scores(sheet, names, values, draws),
-        _evasion(sheet, names, agents, values, draws),
+        _evasion(sheet, names, compared, agent_numbers(detectors), values, draws),
         _pairs(sheet, names, compared, values, draws),
         _reweighted(names, weighted, weighted_draws),
         num_draws,
@@ -143,10 +147,15 @@ def evaluate_sheet(
     )
 
 
+def judged_numbers(detectors: Sequence[Detector]) -> list[int]:
+    """Which detectors are there to be judged: the audit's probes are only a yardstick."""
+    return [i for i, detector in enumerate(detectors) if "probe" not in detector.info]
+
+
 def agent_numbers(detectors: Sequence[Detector]) -> list[int]:
-    """Which detectors look at images themselves: no fusions of others, no probes; all of them where none does."""
-    looking = [i for i, detector in enumerate(detectors) if not {"fusion", "probe"} & set(detector.info)]
-    return looking or list(range(len(detectors)))
+    """Which detectors look at images themselves: no probes, and fusions only where there is nothing else."""
+    judged = judged_numbers(detectors)
+    return [i for i in judged if "fusion" not in detectors[i].info] or judged
 
 
 def prior_weights(is_fake: np.ndarray, prior: float) -> np.ndarray:
@@ -207,7 +216,12 @@ def _note(num_real: int, num_fake: int) -> str:
 
 
 def _evasion(
-    sheet: AnswerSheet, names: list[str], agents: list[int], values: np.ndarray, draws: np.ndarray
+    sheet: AnswerSheet,
+    names: list[str],
+    compared: list[int],
+    agents: list[int],
+    values: np.ndarray,
+    draws: np.ndarray,
 ) -> pd.DataFrame:
     counts = sheet.counts()
     rows = []
@@ -223,7 +237,8 @@ def _evasion(
             "mean_low": float(mean_low),
             "mean_high": float(mean_high),
         }
-        for i, name in enumerate(names):
+        for i in compared:
+            name = names[i]
             row |= {name: evaded[i] / row["n"], f"{name}_low": low[i], f"{name}_high": high[i]}
         rows.append(row)
     table = pd.DataFrame(rows).sort_values("mean", ascending=False, kind="stable") if rows else pd.DataFrame()

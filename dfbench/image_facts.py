@@ -24,9 +24,10 @@ def read_facts(images: Sequence[str], image_root: Path, features_dir: Path | Non
     missing = [image for image in images if image not in facts.index]
     rows = [read_header(image_root / image) for image in progress_bar(missing, "reading headers", "images", quiet)]
     from_files = pd.DataFrame(rows, index=pd.Index(missing, dtype=object), columns=list(FACTS))
-    found = pd.concat([facts, from_files]) if len(facts) else from_files
+    tables = [table for table in (facts, from_files) if len(table)]
+    found = pd.concat([table.astype({**_NUMBERS, "format": object}) for table in tables])
     found = found.loc[list(images), list(FACTS)]
-    return found.astype(_NUMBERS).fillna({"format": ""})
+    return found.fillna({"format": ""})
 
 
 def _facts_of_features(folder: Path) -> pd.DataFrame:

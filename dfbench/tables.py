@@ -121,12 +121,12 @@ def evasion_table(evaluation: Evaluation) -> Table:
         [row["source"] + _mark(evaluation, row["source"]), row["category"], str(row["rank"]), f"{row['n']:,}"]
         + [
             with_interval(*(row[name + suffix] for suffix in ("", "_low", "_high")))
-            for name in ("mean", *evaluation.names)
+            for name in ("mean", *evaluation.judged)
         ]
         for _, row in frame.iterrows()
     ]
     mean = f"mean of {len(agent_numbers(evaluation.detectors))}"
-    header = ["source", "category", "rank", "n", mean, *evaluation.names]
+    header = ["source", "category", "rank", "n", mean, *evaluation.judged]
     title = "Evasion: share of each generator's images called real, in %" + _interval_title(evaluation)
     return Table("evasion", title, header, rows, notes(evaluation), 2, (), frame)
 
