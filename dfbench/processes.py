@@ -53,7 +53,7 @@ def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], num_workers
                 remedy="repeat the command with fewer --workers; it goes on from there",
             ) from None
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # an error ends the queue, not the jobs that are running
 
 
 def _start_worker() -> None:
