@@ -61,8 +61,6 @@ def _tokenizer_config(source: Path) -> dict[str, Any]:
     sentencepiece = (source / "tokenizer.model").is_file()
     named = {name: token for name, token in special_tokens(source, original).items() if token is not None}
     return named | {
-        "add_bos_token": original.get("add_bos_token", sentencepiece),
-        "add_eos_token": original.get("add_eos_token", False),
         "clean_up_tokenization_spaces": False,
         "extra_special_tokens": IMAGE_TOKENS | {"video_token": VIDEO_TOKEN},
         "model_input_names": ["input_ids", "attention_mask"],

@@ -122,6 +122,10 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         tensor("language_model.model.embed_tokens.weight", torch.ones(1621, 64)),
         "unexpected tensors: language_model.model.(embed_tokens|tok_embeddings).weight",
     ),
+    "a tensor wrapped by PEFT and the same one bare": (
+        tensor(POSITIONS.replace("_model.", "_model.base_model.model."), torch.ones(1, 1025, 64)),
+        "unexpected tensors: vision_model.*embeddings.position_embedding",
+    ),
     "LoRA promised and not there": (set_config(use_llm_lora=8), "missing tensors: the LoRA of language_model"),
     "a wrapped weight without its LoRA": (
         lambda folder: rewrite(

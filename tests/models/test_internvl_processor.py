@@ -35,7 +35,7 @@ def test_the_tokenizer_survives_saving_and_loading(native, tmp_path):
     again = AutoTokenizer.from_pretrained(tmp_path)
     text = "<|im_start|>user\n真 <0x0A>  [UNUSED_TOKEN_137] [UNUSED_TOKEN_145]"
     ids = tokenizer(text).input_ids
-    assert ids[:3] == [1, 1611, tokenizer.convert_tokens_to_ids("user")] or ids[:2] == [1, 1611]
+    assert ids[:2] == [1, 1611]
     assert ids[-1] == 1610
     for other in (again, AutoProcessor.from_pretrained(native).tokenizer):
         assert other(text).input_ids == ids
