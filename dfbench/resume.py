@@ -7,6 +7,7 @@ together.
 """
 
 import csv
+import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -106,18 +107,29 @@ class RecordWriter:
 
 
 class _Appender:
-    """An open CSV; the file is made with its first row."""
+    """An open CSV, made with its header where there is none. Without a buffer of its own: what could not be written is
+    not tried again when it is closed.
+    """
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self._file = path.open("a", encoding="utf-8", newline="")
-        self._writer = csv.writer(self._file, lineterminator="\n")
+        self._path, self._file = path, path.open("ab", buffering=0)
         if self._file.tell() == 0:
-            self._writer.writerow(columns)
-            self._file.flush()
+            self.append([columns])
 
     def append(self, rows: Iterable[Sequence[str]]) -> None:
-        self._writer.writerows(rows)
-        self._file.flush()
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        data = text.getvalue().encode()
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            raise InputError(
+                self._path,
+                found=str(error.strerror),
+                expected="room for the rows",
+                remedy="what is scored is kept: make room and repeat the command",
+            ) from None
 
     def close(self) -> None:
         self._file.close()

@@ -1,8 +1,8 @@
 """evaluate_logit.py from the command line inwards: what it writes, what it reports, what it refuses."""
 
-import errno
 import json
 import re
+import resource
 import shutil
 
 import numpy as np
@@ -16,7 +16,6 @@ from dfbench.annotations import Sample
 from dfbench.images import load_image
 from dfbench.models import load_prompt, load_scorer
 from dfbench.records import COLUMNS, read_detector
-from dfbench.resume import RecordWriter
 
 AGENTS = ("qwen2.5", "internvl2.5", "internvl3")
 
@@ -408,24 +407,21 @@ def test_an_output_csv_that_is_a_folder(evaluate, fake_model, usual, tmp_path):
     assert fake_model.loads == 0
 
 
-def test_a_full_disk_keeps_what_is_scored(evaluate, fake_model, usual, output, monkeypatch):
-    """The third batch of four finds no room; when there is some, the same command goes on."""
+def test_a_full_disk_keeps_what_is_scored(evaluate, fake_model, usual, output):
+    """A limit on the size of files stands for the end of the disk; when there is room, the same command goes on."""
     evaluate(*usual, "--batch_size", 3)
     expected = output.read_bytes()
-    write, calls = RecordWriter.write, []
-
-    def fill_the_disk(self, *rows):
-        calls.append(rows)
-        if len(calls) == 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write(self, *rows)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RecordWriter, "write", fill_the_disk)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(expected) - 150, hard))
+    try:
         error = one_error(evaluate(*usual, "--batch_size", 3, "--overwrite"))
-    assert "No space left on device" in error
-    assert len(output.read_text().splitlines()) == 1 + 6
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.startswith(
+        f"error: {output}: found File too large; expected room for the rows; what is scored is kept"
+    )
+    assert output.stat().st_size == len(expected) - 150
     fake_model.seen.clear()
     assert evaluate(*usual, "--batch_size", 3).status == 0
-    assert fake_model.seen == [3, 3]
+    assert fake_model.seen == [3]
     assert output.read_bytes() == expected
