@@ -47,7 +47,7 @@ def test_a_worker_that_is_killed_is_one_line(run, output, monkeypatch):
     monkeypatch.setattr("dfbench.engine.load_image", load_or_die)
     finished = run("--workers", 1, "--batch_size", 2)
     assert finished.status == 1
-    assert finished.err.startswith("error: image workers: found DataLoader worker ")
+    assert finished.err.startswith("error: image workers: found ")
     assert "fewer --workers" in finished.err
     assert len(finished.err.splitlines()) == 1
     assert run("--batch_size", 2).status == 0
