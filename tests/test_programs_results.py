@@ -55,22 +55,30 @@ def test_fuse_then_tabulate(agents, tmp_path):
     assert fused.returncode == 0, fused.stderr
     assert fused.stdout.splitlines()[0] == "qwen2.5: 100 images"
     assert fused.stdout.splitlines()[-1] == f"written to {tmp_path / 'moa_df.csv'}"
-    found = run("process_results.py", *agents, tmp_path / "moa_df.csv", "--output_dir", tmp_path / "out")
+    found = run(
+        "process_results.py", *agents, tmp_path / "moa_df.csv", "--output_dir", tmp_path / "out", "--bootstrap", 0
+    )
     assert found.returncode == 0, found.stderr
     header = next(line for line in found.stdout.splitlines() if line.startswith("level"))
     assert header.split() == ["level", "group", "n", "qwen2.5", "internvl2.5", "internvl3", "MoA-DF"]
-    assert max(map(len, found.stdout.splitlines()[:-1])) <= 100
+    assert max(map(len, found.stdout.split("\ntables in")[0].splitlines())) <= 100
     assert (tmp_path / "out" / "tables" / "accuracy.md").exists()
 
 
+@pytest.mark.slow
 def test_defaults_meet(house):
     for seed, name in enumerate(("qwen2.5", "internvl2.5", "internvl3")):
         write_csv(house / "results" / f"{name}.csv", seed)
+    without = run("process_results.py", "--bootstrap", 0, root=house)
+    assert without.returncode == 0, without.stderr
+    assert "MoA-DF is not among them: run `python logit_calculation.py` first" in without.stdout
     assert run("logit_calculation.py", root=house).returncode == 0
     found = run("process_results.py", root=house)
     assert found.returncode == 0, found.stderr
-    assert "MoA-DF" in found.stdout
+    assert "internvl3  MoA-DF" in found.stdout
+    assert "95 % interval" in found.stdout
     assert (house / "results" / "tables" / "accuracy.csv").exists()
+    assert (house / "results" / "report.html").exists()
 
 
 @pytest.mark.parametrize("program", ["logit_calculation.py", "process_results.py"])
@@ -83,19 +91,12 @@ def test_a_missing_default_names_the_command_to_run(house, program):
     assert "cd internvl2.5 && sh shell/eval_deepfake.sh" in found.stderr
 
 
-def test_process_results_says_that_moa_df_is_missing(house):
-    for seed, name in enumerate(("qwen2.5", "internvl2.5", "internvl3")):
-        write_csv(house / "results" / f"{name}.csv", seed)
-    found = run("process_results.py", root=house)
-    assert found.returncode == 0
-    assert "logit_calculation.py" in found.stdout
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["logit_calculation.py", "process_results.py"])
 def test_different_images_need_partial(agents, tmp_path, program):
     shorter = write_csv(tmp_path / "short.csv", 3, num_images=19)
-    option = "--output_csv" if program == "logit_calculation.py" else "--output_dir"
-    arguments = [agents[0], shorter, option, tmp_path / "out"]
+    options = ["--output_csv"] if program == "logit_calculation.py" else ["--bootstrap", 0, "--output_dir"]
+    arguments = [agents[0], shorter, *options, tmp_path / "out"]
     refused = run(program, *arguments)
     assert refused.returncode == 1
     assert "lacks 5 of 100" in refused.stderr
@@ -117,6 +118,7 @@ def test_every_fusion_says_what_it_was_fitted_on(agents, tmp_path, method):
     assert f"MoA-DF ({method}): " in found.stdout
 
 
+@pytest.mark.slow
 def test_fit_on_validation_files_then_apply_to_new_ones(agents, tmp_path):
     sources = {f"val/{source}": label for source, label in SOURCES.items()}
     validation = [write_csv(tmp_path / "val" / path.name, seed, sources=sources) for seed, path in enumerate(agents)]
@@ -164,28 +166,17 @@ def test_weights_by_hand(agents, tmp_path):
     assert "expected 3 numbers" in refused.stderr
 
 
-def test_intervals_prior_and_seed(agents, tmp_path):
-    one, same, other = (
-        run(
-            "process_results.py",
-            *agents,
-            "--bootstrap",
-            50,
-            "--prior",
-            0.5,
-            "--seed",
-            seed,
-            "--output_dir",
-            tmp_path / name,
-        ).stdout
-        for name, seed in (("a", 1), ("a", 1), ("a", 2))
-    )
-    assert "[95 % interval]" in one
-    assert one == same != other
-    assert (tmp_path / "a" / "tables" / "reweighted.md").exists()
+def test_prior_seed_and_draws(agents, tmp_path):
+    options = ("--bootstrap", 30, "--prior", 0.5, "--seed", 7, "--output_dir", tmp_path)
+    found = run("process_results.py", *agents, *options)
+    assert found.returncode == 0, found.stderr
+    assert "[95 % interval]" in found.stdout
+    assert "real prior 50 %" in (tmp_path / "tables" / "reweighted.md").read_text()
+    assert "30 bootstrap draws (seed 7)" in (tmp_path / "report.html").read_text()
     assert run("process_results.py", *agents, "--prior", 1.5).returncode == 2
 
 
+@pytest.mark.slow
 def test_audit_adds_probes_and_matched_figures(agents, tmp_path):
     from PIL import Image
 
@@ -207,10 +198,20 @@ def test_audit_adds_probes_and_matched_figures(agents, tmp_path):
     )
     assert found.returncode == 0, found.stderr
     assert "probe (same): sees only size and format" in found.stdout
-    assert max(map(len, found.stdout.splitlines()[:-1])) <= 100
+    assert max(map(len, found.stdout.split("\ntables in")[0].splitlines())) <= 100
     matched = (tmp_path / "out" / "tables" / "reweighted.md").read_text()
     assert "equal size and format" in matched
     assert (tmp_path / "out" / "tables" / "audit_correlations.csv").exists()
     refused = run("process_results.py", *agents, "--audit", "--image_root", tmp_path / "out")
     assert refused.returncode == 1
     assert "none of the 100 images" in refused.stderr
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_both_programs():
+    found = run("scripts/benchmark_results.py", "--rows", 500, "--bootstrap", 5)
+    assert found.returncode == 0, found.stderr
+    lines = found.stdout.splitlines()
+    assert lines[0].startswith("500 images, 3 agents and MoA-DF, ")
+    assert [line.split(": ")[0] for line in lines[1:]] == ["logit_calculation.py", "process_results.py", "report.html"]
+    assert "MiB peak" in lines[2]
