@@ -1,0 +1,162 @@
+"""The demo's images as people download DFBench: one zip archive a source, and annotations in both released shapes.
+
+The archives differ inside as the released ones do: flat, under one or two folders, with the same file names in several
+folders, with junk between the images. Every image is an uncompressed PNG of the same side, so its size in pixels, its
+format and its size in bytes are the same for real and fake ones.
+"""
+
+import hashlib
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dfbench.demo.images import JPEG_QUALITIES, make_images
+from dfbench.sources import DEMO, Source
+
+QUESTION = "Is this a real image or a generated image? A: 'real' or B: 'generated'. Just answer with A or B."
+
+_JUNK = {
+    "demo_photos": {"captions.txt": b"image,caption\n", "Images/._000001.png": b"\0\5\x16\7"},
+    "demo_blur": {"demo_blur/info.txt": b"000001.png\n", "__MACOSX/demo_blur/._000001.png": b"\0\5\x16\7"},
+    "demo_inpainted": {"demo_inpainted/.DS_Store": b"\0\0\0\1Bud1"},
+}
+"""Members that are no images, of the kinds that the released archives hold."""
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+"""Time stamp of every archive member, so that the same images give the same bytes."""
+
+
+@dataclass(frozen=True)
+class DemoImage:
+    """One image and where it belongs.
+
+    key: its path in the annotations. member: its path in the source's archive. png: the file.
+    """
+
+    key: str
+    member: str
+    label: str
+    split: str
+    png: bytes
+
+
+def make_demo(folder: Path, seed: int) -> bool:
+    """Write the archives and annotations into `folder`; whether there was anything to do.
+
+    The same seed gives the same bytes on one machine. What is there already, made by this code with this seed, stays.
+    """
+    stamp = folder / "made_with.json"
+    wanted = {"seed": seed, "code": _code_hash(), "torch": torch.__version__}
+    if _read_json(stamp) == wanted and all((folder / name).is_file() for name in _file_names()):
+        return False
+    stamp.unlink(missing_ok=True)
+    _write(folder, _file_images(make_images(seed)), seed)
+    _replace(stamp, json.dumps(wanted, indent=2).encode())
+    return True
+
+
+def _file_names() -> list[str]:
+    archives = [source.archive for source in DEMO]
+    stems = ("img_train", "img_train_shuffled", "img_test")
+    return archives + [f"{stem}{suffix}" for stem in stems for suffix in (".json", ".jsonl")]
+
+
+def _code_hash() -> str:
+    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return hashlib.sha256(code).hexdigest()
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+# ------------------------------------------------------------------------------------------------------------- images
+
+
+def _file_images(images: dict[str, dict[str, np.ndarray]]) -> list[DemoImage]:
+    """Number the images of each source through both splits and give them their paths."""
+    filed = []
+    for source in DEMO:
+        pixels = [(split, image) for split in images for image in images[split][source.name]]
+        for number, (split, image) in enumerate(pixels):
+            member, name = _paths(source, number)
+            filed.append(DemoImage(f"DFBench/{source.name}/{name}", member, source.label, split, png_file(image)))
+    return filed
+
+
+def _paths(source: Source, number: int) -> tuple[str, str]:
+    """(path in the archive, path in the annotations below the source's folder) of a source's image, by its number."""
+    name = f"{number + 1:06}.png"
+    if source.name == "demo_photos":  # as Flick8k
+        return f"Images/{name}", name
+    if source.name == "demo_jpeg":  # as LIVE: a folder for each strength, the same names in all of them
+        strengths = len(JPEG_QUALITIES)
+        path = f"quality_{JPEG_QUALITIES[number % strengths]}/img{number // strengths + 1}.png"
+        return f"demo_jpeg/{path}", path
+    if source.name in ("demo_autoencoder", "demo_upsampler", "demo_sampler"):  # as every generator: flat
+        return name, name
+    return f"{source.name}/{name}", name
+
+
+def png_file(image: np.ndarray) -> bytes:
+    """A uint8 (height, width, 3) image as a PNG file without compression: its size depends on the shape alone."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", compress_level=0)
+    return file.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def _write(folder: Path, images: list[DemoImage], seed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in DEMO:
+        prefix = f"DFBench/{source.name}/"
+        members = {image.member: image.png for image in images if image.key.startswith(prefix)}
+        _replace(folder / source.archive, _zip_file(_JUNK.get(source.name, {}) | members))
+    train = [image for image in images if image.split == "train"]
+    shuffled = [train[i] for i in np.random.default_rng([seed, 3]).permutation(len(train))]
+    test = [image for image in images if image.split == "test"]
+    for stem, rows in (("img_train", train), ("img_train_shuffled", shuffled), ("img_test", test)):
+        _replace(folder / f"{stem}.json", json.dumps([_messages(image) for image in rows]).encode())
+        _replace(
+            folder / f"{stem}.jsonl", b"".join(json.dumps(_conversation(image)).encode() + b"\n" for image in rows)
+        )
+
+
+def _zip_file(members: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, content in members.items():
+            archive.writestr(zipfile.ZipInfo(path, _EPOCH), content, zipfile.ZIP_DEFLATED)
+    return file.getvalue()
+
+
+def _messages(image: DemoImage) -> dict[str, Any]:
+    """A row as in the released .json files: `images` is one string."""
+    turns = [("user", f"<image>{QUESTION}"), ("assistant", image.label)]
+    return {"messages": [{"role": role, "content": content} for role, content in turns], "images": image.key}
+
+
+def _conversation(image: DemoImage) -> dict[str, Any]:
+    """A row as in the released .jsonl files: the answer is a list of one message."""
+    answer = [{"role": "assistant", "content": image.label}]
+    turns = [("human", f"<image>\n{QUESTION}"), ("gpt", answer)]
+    return {"image": image.key, "conversations": [{"from": who, "value": value} for who, value in turns]}
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put a file in place at once: a reader never sees half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
