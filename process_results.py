@@ -16,7 +16,8 @@ from dfbench.paths import REPOSITORY, RESULTS
 from dfbench.records import join, read_detectors
 from dfbench.report import write_report
 from dfbench.result_files import MOA_DF_CSV, detector_csvs
-from dfbench.tables import all_tables, result_lines, write_tables
+from dfbench.table_files import write_tables
+from dfbench.tables import all_tables, result_lines
 
 
 def main() -> None:

@@ -1,27 +1,20 @@
-"""From detectors' answers to numbers with 95 % intervals: scores by group, evasion, comparisons of two, other priors.
+"""From detectors' answers to numbers: which images count, the bootstrap draws, and what is known of the detectors.
 
-Intervals are Wilson's for accuracy (and evasion, its complement) and percentiles of a seeded bootstrap, stratified by
-source, for the rest. All detectors see the same draws, so differences between them are paired.
+All detectors see the same draws, so differences between them are paired.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from dfbench import metrics
 from dfbench.answer_sheet import METRICS, AnswerSheet
 from dfbench.errors import InputError
+from dfbench.evaluation_frames import evasion_frame, pair_frame, reweighted_frame, score_frame
 from dfbench.records import Detector, join
 from dfbench.sources import CATALOGUE, DFBENCH, NUM_TEST
-
-LEVEL = 0.95
-"""Of all intervals."""
-
-COMPARED_METRICS = ("accuracy", "balanced_accuracy", "auroc")
 
 
 @dataclass
@@ -31,8 +24,8 @@ class Evaluation:
 
     scores: a row for each group and detector, group by group: counts, every metric of `answer_sheet.METRICS`, and
         `note`, which says why some are empty.
-    evasion: a row for each source of fake images, the most evasive first: the share that each detector calls real, and
-        the mean over the detectors that are no fusion of others.
+    evasion: a row for each source of fake images and detector, the most evasive source first: the share that is called
+        real, and its mean over the detectors that are no fusion of others.
     pairs: a row for each pair of detectors: agreement, exact McNemar test, paired differences (first minus second).
     reweighted: metrics on all images under other weights, a row for each weighting and detector.
     """
@@ -133,15 +126,14 @@ def evaluate_sheet(
             weighted_draws[name][i] = sheet.measure(drawn * weights, overall_only=True)[:, 0]
     names = [detector.name for detector in detectors]
     values = sheet.measure()
-    compared = judged_numbers(detectors)
     weighted = {name: sheet.measure(weights, overall_only=True)[:, 0] for name, weights in weightings.items()}
     return Evaluation(
         list(detectors),
         sheet,
-        _scores(sheet, names, values, draws),
-        _evasion(sheet, names, compared, agent_numbers(detectors), values, draws),
-        _pairs(sheet, names, compared, values, draws),
-        _reweighted(names, weighted, weighted_draws),
+        score_frame(sheet, names, values, draws),
+        evasion_frame(sheet, names, judged_numbers(detectors), agent_numbers(detectors), values, draws),
+        pair_frame(sheet, names, judged_numbers(detectors), values, draws),
+        reweighted_frame(names, weighted, weighted_draws),
         num_draws,
         seed,
     )
@@ -166,120 +158,3 @@ def prior_weights(is_fake: np.ndarray, prior: float) -> np.ndarray:
             "--prior", found="images of one class only", expected="real and fake ones", remedy="leave --prior away"
         )
     return np.where(is_fake, (1 - prior) / (1 - share_real), prior / share_real)
-
-
-def interval(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(low, high) percentiles over the first axis. NaN where a number is not defined in most of the draws."""
-    if len(draws) == 0:
-        return np.full(draws.shape[1:], np.nan), np.full(draws.shape[1:], np.nan)
-    defined = np.isfinite(draws).mean(axis=0) > 0.5
-    filled = np.where(defined, draws, 0)
-    low, high = np.nanquantile(filled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return np.where(defined, low, np.nan), np.where(defined, high, np.nan)
-
-
-def _scores(sheet: AnswerSheet, names: list[str], values: np.ndarray, draws: np.ndarray) -> pd.DataFrame:
-    counts = sheet.counts()
-    right = counts.right_real + counts.right_fake
-    whole = {
-        "n": counts.num_images,
-        "n_real": counts.num_real,
-        "n_fake": counts.num_fake,
-        "count_A": counts.num_images - counts.num_called_fake,
-        "count_B": counts.num_called_fake,
-        "correct": right,
-    }
-    table = pd.DataFrame(
-        {
-            "detector": names * len(sheet.groups),
-            **{
-                key: np.repeat([getattr(group, attribute) for group in sheet.groups], len(names))
-                for key, attribute in (("level", "level"), ("group", "name"), ("category", "category"))
-            },
-            **{key: value.ravel().astype(int) for key, value in whole.items()},
-        }
-    )
-    low, high = interval(draws)
-    low[0], high[0] = metrics.wilson_interval(right, counts.num_images, LEVEL)
-    for row, metric in enumerate(METRICS):
-        for suffix, part in (("", values), ("_low", low), ("_high", high)):
-            table[metric + suffix] = part[row].ravel()
-    table["note"] = [_note(*pair) for pair in zip(table["n_real"], table["n_fake"], strict=True)]
-    return table
-
-
-def _note(num_real: int, num_fake: int) -> str:
-    """Why some metrics of a group are empty."""
-    if num_real and num_fake:
-        return ""
-    return f"only {'real' if num_real else 'fake'} images: metrics that compare the two classes are not defined"
-
-
-def _evasion(
-    sheet: AnswerSheet,
-    names: list[str],
-    compared: list[int],
-    agents: list[int],
-    values: np.ndarray,
-    draws: np.ndarray,
-) -> pd.DataFrame:
-    counts = sheet.counts()
-    rows = []
-    for number, group in enumerate(sheet.groups):
-        if group.level != "source" or not counts.num_fake[number, 0] or counts.num_real[number, 0]:
-            continue
-        evaded = counts.num_fake[number] - counts.right_fake[number]
-        low, high = metrics.wilson_interval(evaded, counts.num_fake[number], LEVEL)
-        mean_low, mean_high = interval(1 - draws[:, 0, number][:, agents].mean(axis=1))
-        row = {"source": group.name, "category": group.category, "n": int(counts.num_fake[number, 0])}
-        row |= {
-            "mean": 1 - values[0, number, agents].mean(),
-            "mean_low": float(mean_low),
-            "mean_high": float(mean_high),
-        }
-        for i in compared:
-            name = names[i]
-            row |= {name: evaded[i] / row["n"], f"{name}_low": low[i], f"{name}_high": high[i]}
-        rows.append(row)
-    table = pd.DataFrame(rows).sort_values("mean", ascending=False, kind="stable") if rows else pd.DataFrame()
-    table.insert(0, "rank", range(1, len(table) + 1))
-    return table.reset_index(drop=True)
-
-
-def _pairs(
-    sheet: AnswerSheet, names: list[str], compared: list[int], values: np.ndarray, draws: np.ndarray
-) -> pd.DataFrame:
-    right = sheet.right
-    rows = []
-    for i, j in combinations(compared, 2):
-        only_first, only_second = int((right[:, i] & ~right[:, j]).sum()), int((~right[:, i] & right[:, j]).sum())
-        row = {
-            "first": names[i],
-            "second": names[j],
-            "n": len(right),
-            "agreement": float((right[:, i] == right[:, j]).mean()),
-            "kappa": metrics.cohen_kappa(sheet.called_fake[:, i], sheet.called_fake[:, j]),
-            "double_fault": float((~right[:, i] & ~right[:, j]).mean()),
-            "only_first_right": only_first,
-            "only_second_right": only_second,
-            "mcnemar_p": metrics.mcnemar_p(only_first, only_second),
-        }
-        for metric in COMPARED_METRICS:
-            at = METRICS.index(metric)
-            low, high = interval(draws[:, at, -1, i] - draws[:, at, -1, j])
-            row[f"{metric}_difference"] = values[at, -1, i] - values[at, -1, j]
-            row |= {f"{metric}_difference_low": float(low), f"{metric}_difference_high": float(high)}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _reweighted(names: list[str], values: Mapping[str, np.ndarray], draws: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    tables = []
-    for weighting in values:
-        low, high = interval(draws[weighting])
-        table = pd.DataFrame({"weighting": weighting, "detector": names})
-        for row, metric in enumerate(METRICS):
-            for suffix, part in (("", values[weighting]), ("_low", low), ("_high", high)):
-                table[metric + suffix] = part[row]
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -54,16 +54,15 @@ STYLE = {
 def radar_of_sources(evaluation: Evaluation) -> str:
     """Accuracy of each detector (lines) over the sources (spokes), in percent."""
     scores = evaluation.scores[evaluation.scores["level"] == "source"]
-    table = scores.pivot(index="group", columns="detector", values="accuracy")
-    table = table.loc[scores["group"].drop_duplicates(), evaluation.names]
-    values = {name: 100 * table[name].to_numpy() for name in table.columns}
-    return _radar("radar_sources", "Accuracy of detectors over sources", list(table.index), values, down_to_zero=False)
+    values = {name: 100 * rows["accuracy"].to_numpy() for name, rows in scores.groupby("detector", sort=False)}
+    sources = list(scores["group"].drop_duplicates())
+    return _radar("radar_sources", "Accuracy of detectors over sources", sources, values, down_to_zero=False)
 
 
 def radar_of_generators(evaluation: Evaluation) -> str:
     """Evasion rate of the most evasive sources of fake images (lines) over the detectors (spokes), in percent."""
-    table = evaluation.evasion.head(_MOST_LINES)
-    values = {row["source"]: 100 * row[evaluation.judged].to_numpy(float) for _, row in table.iterrows()}
+    shown = evaluation.evasion[evaluation.evasion["rank"] <= _MOST_LINES]
+    values = {source: 100 * rows["evasion"].to_numpy() for source, rows in shown.groupby("source", sort=False)}
     return _radar("radar_generators", "Evasion rate of generators over detectors", evaluation.judged, values)
 
 

@@ -42,6 +42,8 @@ _UPSTREAM_MISSING = ("N/A", "", "-1.0", "-1")
 _SUM_TOLERANCE = 1.5e-4
 """How far prob_A + prob_B may be from 1: 1e-4 where both are rounded to four digits, as in upstream's Qwen script."""
 
+_LONGEST_NAME = 80
+
 _FAST_TYPES = {"image": str, "label": str, "answer": str} | dict.fromkeys(COLUMNS[3:], np.float32)
 
 
@@ -113,7 +115,7 @@ def read_detectors(paths: Sequence[Path | str]) -> list[Detector]:
     detectors = [read_detector(path) for path in paths]
     for detector in detectors:
         name = detector.info.get("detector")
-        detector.name = name if isinstance(name, str) and name.strip() else detector.name
+        detector.name = name.strip()[:_LONGEST_NAME] if isinstance(name, str) and name.strip() else detector.name
     stems = [detector.name for detector in detectors]
     for detector in detectors:
         if stems.count(detector.name) > 1:

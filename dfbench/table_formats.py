@@ -15,6 +15,10 @@ WIDTH = 100
 """Columns that a terminal table fits into."""
 
 
+SUFFIXES = (".csv", ".md", ".tex")
+"""Of the files that a table becomes."""
+
+
 @dataclass(frozen=True)
 class Table:
     """Texts in rows, all as long as `header`, and the same as numbers.

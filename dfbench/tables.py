@@ -1,20 +1,18 @@
 """The result tables: accuracy by source, all metrics, evasion of the generators, detectors against each other.
 
-Numbers are shares from 0 to 1 in CSV and percent everywhere else. `tables/sources/<source>.csv` has the images of one
-source with every detector's answer, as upstream's `process_results.py` splits its table.
+Numbers are percent; each table's `frame` has them as shares from 0 to 1.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 
-from dfbench.evaluation import COMPARED_METRICS, Evaluation, agent_numbers, evaluate
-from dfbench.letters import answers
+from dfbench.evaluation import Evaluation, agent_numbers, evaluate
+from dfbench.evaluation_frames import COMPARED_METRICS
 from dfbench.records import Detector
 from dfbench.sources import Category
-from dfbench.table_formats import Table, safe_names, terminal_lines, write_csv, write_table
+from dfbench.table_formats import Table, terminal_lines
 
 STAND_IN_NOTE = "stand-ins made for the demo; figures say nothing about DFBench"
 STAND_IN_MARK = "*"
@@ -73,29 +71,42 @@ def all_tables(evaluation: Evaluation) -> list[Table]:
 
 def accuracy_table(evaluation: Evaluation) -> Table:
     """Accuracy by source, category, class and over all; on the real test set, the paper's in a column of its own."""
-    scores, names = evaluation.scores, evaluation.names
-    frame = scores.pivot(index=["level", "group", "category", "n"], columns="detector", values="accuracy")
-    groups = scores.drop_duplicates(["level", "group"])
-    frame = frame.loc[pd.MultiIndex.from_frame(groups[["level", "group", "category", "n"]]), names].reset_index()
-    if evaluation.is_real_test_set:
-        frame[PAPER_COLUMN] = [PAPER_ACCURACY.get((row.level, row.group)) for row in frame.itertuples()]
-        names = [*names, PAPER_COLUMN]
+    names, heads, shares = list(evaluation.names), [], []
+    for (level, group), scores in evaluation.scores.groupby(["level", "group"], sort=False):
+        heads.append([level, group, scores["category"].iloc[0], scores["n"].iloc[0]])
+        shares.append(list(scores["accuracy"]))
+        if evaluation.is_real_test_set:
+            shares[-1].append(PAPER_ACCURACY.get((level, group), float("nan")))
+    names += [PAPER_COLUMN] if evaluation.is_real_test_set else []
     rows = [
-        [row["category"] if row["level"] == "source" else row["level"], _marked(evaluation, row), f"{row['n']:,}"]
-        + [percent(row[name]) for name in names]
-        for _, row in frame.iterrows()
+        [
+            category if level == "source" else level,
+            group + _mark(evaluation, level, group),
+            f"{n:,}",
+            *map(percent, row),
+        ]
+        for (level, group, category, n), row in zip(heads, shares, strict=True)
     ]
-    sections = tuple(i for i in range(1, len(frame)) if frame["level"][i] != frame["level"][i - 1])
-    header = ["level", "group", "n", *names]
-    return Table("accuracy", "Accuracy, in %", header, rows, notes(evaluation), 2, sections, frame)
+    # Columns are named by detectors, whatever those are called: nothing may look one up by its name.
+    frame = pd.DataFrame(
+        [head + row for head, row in zip(heads, shares, strict=True)],
+        columns=["level", "group", "category", "n", *names],
+    )
+    sections = tuple(i for i in range(1, len(heads)) if heads[i][0] != heads[i - 1][0])
+    return Table(
+        "accuracy", "Accuracy, in %", ["level", "group", "n", *names], rows, notes(evaluation), 2, sections, frame
+    )
 
 
 def summary_table(evaluation: Evaluation) -> Table:
     """The metrics over all images: a row for each metric, a column for each detector."""
-    overall = evaluation.scores[evaluation.scores["level"] == "overall"].set_index("detector")
+    overall = evaluation.scores[evaluation.scores["level"] == "overall"]
     metrics = [metric for metric in TITLES if overall[metric].notna().any()]
-    rows = [[TITLES[metric], *(_cell(overall.loc[name], metric) for name in evaluation.names)] for metric in metrics]
-    frame = overall.loc[evaluation.names, list(_with_bounds(metrics))].T.rename_axis("metric").reset_index()
+    rows = [[TITLES[metric], *(_cell(row, metric) for _, row in overall.iterrows())] for metric in metrics]
+    columns = [metric + suffix for metric in metrics for suffix in ("", "_low", "_high")]
+    frame = pd.DataFrame(
+        [[column, *overall[column]] for column in columns], columns=["metric", *evaluation.names], dtype=object
+    )
     title = f"All {evaluation.num_images:,} images, in %" + _interval_title(evaluation)
     return Table("summary", title, ["metric", *evaluation.names], rows, notes(evaluation), 1, (), frame)
 
@@ -105,7 +116,7 @@ def score_table(evaluation: Evaluation, levels: Sequence[str], name: str, title:
     scores = evaluation.scores[evaluation.scores["level"].isin(levels)]
     metrics = [metric for metric in TITLES if scores[metric].notna().any()]
     rows = [
-        [_marked(evaluation, row), row["detector"]]
+        [row["group"] + _mark(evaluation, row["level"], row["group"]), row["detector"]]
         + [f"{row[count]:,}" for count in ("n", "count_A", "count_B")]
         + [_cell(row, metric) for metric in metrics]
         for _, row in scores.iterrows()
@@ -116,19 +127,16 @@ def score_table(evaluation: Evaluation, levels: Sequence[str], name: str, title:
 
 def evasion_table(evaluation: Evaluation) -> Table:
     """The sources of fake images by the share that is called real, the most evasive first."""
-    frame = evaluation.evasion
-    rows = [
-        [row["source"] + _mark(evaluation, row["source"]), row["category"], str(row["rank"]), f"{row['n']:,}"]
-        + [
-            with_interval(*(row[name + suffix] for suffix in ("", "_low", "_high")))
-            for name in ("mean", *evaluation.judged)
-        ]
-        for _, row in frame.iterrows()
-    ]
+    rows = []
+    for _, shares in evaluation.evasion.groupby("rank") if len(evaluation.evasion) else ():
+        first = shares.iloc[0]
+        head = [first["source"] + _mark(evaluation, "source", first["source"]), first["category"], str(first["rank"])]
+        cells = [_cell(first, "mean"), *(_cell(row, "evasion") for _, row in shares.iterrows())]
+        rows.append([*head, f"{first['n']:,}", *cells])
     mean = f"mean of {len(agent_numbers(evaluation.detectors))}"
     header = ["source", "category", "rank", "n", mean, *evaluation.judged]
     title = "Evasion: share of each generator's images called real, in %" + _interval_title(evaluation)
-    return Table("evasion", title, header, rows, notes(evaluation), 2, (), frame)
+    return Table("evasion", title, header, rows, notes(evaluation), 2, (), evaluation.evasion)
 
 
 def pair_table(evaluation: Evaluation) -> Table:
@@ -198,40 +206,12 @@ def _cell(row: pd.Series, metric: str) -> str:
     return with_interval(row[metric], row[f"{metric}_low"], row[f"{metric}_high"])
 
 
-def _with_bounds(metrics: Sequence[str]) -> list[str]:
-    return [metric + suffix for metric in metrics for suffix in ("", "_low", "_high")]
-
-
 def _interval_title(evaluation: Evaluation) -> str:
     return " [95 % interval]" if evaluation.num_draws else ""
 
 
-def _marked(evaluation: Evaluation, row: pd.Series) -> str:
-    return row["group"] + (_mark(evaluation, row["group"]) if row["level"] == "source" else "")
-
-
-def _mark(evaluation: Evaluation, source: str) -> str:
-    return STAND_IN_MARK if source in evaluation.stand_ins else ""
-
-
-def write_tables(evaluation: Evaluation, folder: Path, tables: Sequence[Table] | None = None) -> None:
-    """Write the tables (all of them by default) below `folder`, and one CSV for each source into `folder/sources/`."""
-    for table in all_tables(evaluation) if tables is None else tables:
-        write_table(table, folder)
-    _write_sources(evaluation, folder / "sources")
-
-
-def _write_sources(evaluation: Evaluation, folder: Path) -> None:
-    """One CSV for each source: image, label and each detector's answer and P(fake)."""
-    folder.mkdir(exist_ok=True)
-    joined = evaluation.sheet.joined
-    frame = joined[["image", "label"]].copy()
-    for i, name in enumerate(evaluation.names):
-        frame[f"answer_{name}"] = answers(joined[[f"prob_A_{i}", f"prob_B_{i}"]].to_numpy())
-        frame[f"prob_B_{name}"] = joined[f"prob_B_{i}"]
-    groups = dict(list(frame.groupby(joined["source"], sort=False)))
-    for source, name in zip(groups, safe_names(groups), strict=True):
-        write_csv(folder / f"{name}.csv", groups[source])
+def _mark(evaluation: Evaluation, level: str, group: str) -> str:
+    return STAND_IN_MARK if level == "source" and group in evaluation.stand_ins else ""
 
 
 def accuracy_lines(detectors: Sequence[Detector]) -> list[str]:

@@ -6,7 +6,8 @@ import pytest
 
 from dfbench.answer_sheet import METRICS, AnswerSheet
 from dfbench.errors import InputError
-from dfbench.evaluation import evaluate, interval, prior_weights
+from dfbench.evaluation import evaluate, prior_weights
+from dfbench.evaluation_frames import interval
 from dfbench.records import Detector
 
 
@@ -196,11 +197,15 @@ def test_evasion_is_ranked_and_its_mean_leaves_fused_detectors_out():
     detectors[2].info = {"fusion": "mean_prob"}
     found = evaluate(detectors, num_draws=50).evasion
     # x calls 1 of 2 edited images and 1 of 4 of Kolors real, y none; `mine` has both classes and stands aside.
-    assert found[["rank", "source", "mean", "x", "y", "MoA-DF"]].to_numpy().tolist() == [
-        [1, "edit", 0.25, 0.5, 0, 0.5],
-        [2, "Kolors", 0.125, 0.25, 0, 0.25],
+    assert found[["rank", "source", "n", "mean", "detector", "evasion"]].to_numpy().tolist() == [
+        [1, "edit", 2, 0.25, "x", 0.5],
+        [1, "edit", 2, 0.25, "y", 0],
+        [1, "edit", 2, 0.25, "MoA-DF", 0.5],
+        [2, "Kolors", 4, 0.125, "x", 0.25],
+        [2, "Kolors", 4, 0.125, "y", 0],
+        [2, "Kolors", 4, 0.125, "MoA-DF", 0.25],
     ]
-    assert found["x_low"][0] < 0.5 < found["x_high"][0]
+    assert found["evasion_low"][0] < 0.5 < found["evasion_high"][0]
     assert found["mean_low"][0] <= 0.25 <= found["mean_high"][0]
 
 
@@ -233,8 +238,8 @@ def test_coverage_of_the_bootstrap_intervals():
     """The intervals must hold the truth in about 95 % of 300 simulated benchmarks.
 
     Within 0.89 and 0.99 here: 300 runs leave a standard error of 0.013, and percentile intervals of small samples are
-    known to be a little short. The detector is overconfident: the calibration error of one that is not is biased upwards
-    in small samples, and its interval with it.
+    known to be a little short. The detector is overconfident: the calibration error of one that is not is biased
+    upwards in small samples, and its interval with it.
     """
     sizes = {"LIVE": 100, "CSIQ": 100, "edit": 150, "Kolors": 150}
     shifts = {"LIVE": 0, "CSIQ": 0.5, "edit": -0.5, "Kolors": 0.3}
@@ -261,3 +266,30 @@ def test_coverage_of_the_bootstrap_intervals():
     # At 1 % of 200 real images the threshold hangs on two of them: no bootstrap can know it.
     for metric in set(METRICS) - {"auroc_vs_other_class", "tpr_at_fpr_1"}:
         assert 0.89 <= coverage[metric] <= 0.99, coverage
+
+
+def test_a_detector_that_is_always_right():
+    right = random_detectors(skills=(50.0,))
+    overall = evaluate(right, num_draws=30).scores.iloc[-1]
+    for metric in (
+        "accuracy",
+        "balanced_accuracy",
+        "f1_fake",
+        "f1_macro",
+        "auroc",
+        "average_precision",
+        "tpr_at_fpr_1",
+    ):
+        assert overall[metric] == pytest.approx(1), metric
+        assert overall[f"{metric}_high"] == pytest.approx(1), metric
+    assert overall["eer"] == overall["eer_high"] == 0
+    assert overall["accuracy_low"] < 1
+    assert overall["auroc_low"] == pytest.approx(1)
+
+
+def test_one_image():
+    found = evaluate([detector("x", {"edit": "B"}, LABELS)], num_draws=5)
+    overall = found.scores.iloc[-1]
+    assert overall[["n", "accuracy", "accuracy_high"]].tolist() == [1, 1, 1]
+    assert 0 < overall["accuracy_low"] < 0.3
+    assert np.isnan(overall["auroc"])

@@ -1,7 +1,5 @@
 """Tables: what stands in the files, and that no name breaks out of a file, a cell or the terminal's width."""
 
-import csv
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,7 +24,6 @@ from dfbench.tables import (
     score_table,
     summary_table,
     with_interval,
-    write_tables,
 )
 
 
@@ -45,11 +42,6 @@ def detector(name: str, sources: dict[str, str], num_images: int = 8, seed: int 
 SOURCES = {"LIVE": "A", "Kolors": "B"}
 
 
-def read_csv(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def row_of(table, *head):
     return next(row for row in table.rows if row[: len(head)] == list(head))
 
@@ -64,53 +56,6 @@ def test_numbers_as_texts():
 
 def test_every_metric_has_a_title():
     assert set(TITLES) == set(METRICS)
-
-
-def test_csv_files_hold_shares_and_counts(tmp_path):
-    x = detector("x", SOURCES)
-    x.frame["prob_B"] = np.float32([0.25] * 6 + [0.75] * 10)
-    x.frame["prob_A"] = 1 - x.frame["prob_B"]
-    write_tables(evaluate([x]), tmp_path)
-    live = read_csv(tmp_path / "by_source.csv")[0]
-    assert [live[key] for key in ("detector", "group", "n", "count_A", "correct", "accuracy", "balanced_accuracy")] == [
-        "x", "LIVE", "8", "6", "6", "0.75", "",
-    ]  # fmt: skip
-    assert [row["group"] for row in read_csv(tmp_path / "by_category.csv")] == ["real distorted", "AI-generated"]
-    overall = read_csv(tmp_path / "overall.csv")
-    found = [(row["group"], row["accuracy"]) for row in overall]
-    assert found == [("real", "0.75"), ("fake", "1.0"), ("all images", "0.875")]
-    assert overall[2]["balanced_accuracy"] == "0.875"
-    assert [(row["group"], row["x"]) for row in read_csv(tmp_path / "accuracy.csv")][:2] == [
-        ("LIVE", "0.75"),
-        ("Kolors", "1.0"),
-    ]
-    assert read_csv(tmp_path / "evasion.csv")[0]["mean"] == "0.0"
-    summary = {row["metric"]: row["x"] for row in read_csv(tmp_path / "summary.csv")}
-    assert summary["f1_fake"] == str(16 / 18)
-
-
-def test_every_table_is_written_in_three_formats(tmp_path):
-    detectors = [detector("x", SOURCES), detector("y", SOURCES, seed=1)]
-    write_tables(evaluate(detectors, num_draws=20, prior=0.5), tmp_path)
-    names = {"summary", "accuracy", "by_source", "by_category", "overall", "evasion", "pairs", "reweighted"}
-    files = {path.name for path in tmp_path.iterdir() if path.is_file()}
-    assert files == {f"{name}.{suffix}" for name in names for suffix in ("csv", "md", "tex")}
-
-
-def test_one_csv_for_each_source(tmp_path):
-    write_tables(evaluate([detector("x", SOURCES), detector("y", SOURCES, seed=1)]), tmp_path)
-    assert sorted(path.name for path in (tmp_path / "sources").iterdir()) == ["Kolors.csv", "LIVE.csv"]
-    rows = read_csv(tmp_path / "sources" / "LIVE.csv")
-    assert list(rows[0]) == ["image", "label", "answer_x", "prob_B_x", "answer_y", "prob_B_y"]
-    assert [row["image"] for row in rows] == [f"DFBench/LIVE/{i}.jpg" for i in range(8)]
-
-
-def test_hostile_source_names_stay_in_their_folder(tmp_path):
-    sources = {"..": "A", "a\nb": "B", "A?b": "B", "": "A"}
-    write_tables(evaluate([detector("x", sources, num_images=2)]), tmp_path / "tables")
-    assert [path.name for path in tmp_path.iterdir()] == ["tables"]
-    stems = sorted(path.stem for path in (tmp_path / "tables" / "sources").iterdir())
-    assert stems == ["A_b", "a_b_2", "unnamed", "unnamed_2"]
 
 
 def test_rows_and_columns_of_each_table():
