@@ -22,7 +22,8 @@ step() {
 
 step "demo data: real photographs and stand-in fakes"
 python scripts/make_demo.py
-python scripts/prepare_dataset.py --archives demo/archives --image_root demo --annotation_dir demo/annotations --val_fraction 0.02
+python scripts/prepare_dataset.py --archives demo/archives --image_root demo \
+    --annotation_dir demo/annotations --val_fraction 0.02
 
 step "three small models with random weights"
 python scripts/make_tiny_models.py
@@ -52,14 +53,15 @@ LEARNING_RATE=3e-3 MAX_STEPS=240 run_agent qwen2.5 train.sh merge_lora.sh eval.s
 LEARNING_RATE=2e-3 MAX_STEPS=180 run_agent internvl2.5 shell/train_deepfake.sh shell/merge_lora.sh shell/eval_deepfake.sh
 LEARNING_RATE=2e-3 MAX_STEPS=180 run_agent internvl3 shell/train_deepfake.sh shell/merge_lora.sh shell/eval_deepfake.sh
 
-step "MoA-DF, tables and report"
-set -- demo/results/qwen2.5.csv demo/results/internvl2.5.csv demo/results/internvl3.csv
-python logit_calculation.py "$@" --output_csv demo/results/moa_df.csv
-python process_results.py "$@" demo/results/moa_df.csv --output_dir demo/results
-
 step "image features"
 python feature_distribution.py --image_root demo --output_dir demo/results/features
 python plot_features.py --features_dir demo/results/features --output_dir demo/results/figures
+
+step "MoA-DF, tables and report"
+set -- demo/results/qwen2.5.csv demo/results/internvl2.5.csv demo/results/internvl3.csv
+python logit_calculation.py "$@" --output_csv demo/results/moa_df.csv
+python process_results.py "$@" demo/results/moa_df.csv --output_dir demo/results \
+    --audit --image_root demo --features_dir demo/results/features
 
 step "done"
 echo "tables:  demo/results/tables"
