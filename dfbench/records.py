@@ -17,6 +17,7 @@ file came about. Numbers carry as many digits as float32 needs to be read back e
 
 import csv
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,16 +168,18 @@ def _read_table(path: Path, dtype: type | dict[str, type]) -> pd.DataFrame:
             path, found=what, expected="a per-image CSV", remedy="run evaluate_logit.py first or name another file"
         )
     try:
-        table = pd.read_csv(
-            path,
-            dtype=dtype,
-            keep_default_na=False,
-            na_values={} if dtype is str else {"logit_A": [""], "logit_B": [""]},
-            encoding="utf-8-sig",
-            skip_blank_lines=False,
-            index_col=False,
-        )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # more cells in every row than columns
+            table = pd.read_csv(
+                path,
+                dtype=dtype,
+                keep_default_na=False,
+                na_values={} if dtype is str else {"logit_A": [""], "logit_B": [""]},
+                encoding="utf-8-sig",
+                skip_blank_lines=False,
+                index_col=False,
+            )
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             path, found=reason, expected=f"a CSV with {','.join(COLUMNS)}", remedy="write it again"

@@ -40,6 +40,11 @@ def test_one_class_leaves_what_compares_two_undefined():
             assert np.isnan(metric(counts))
 
 
+def test_f1_of_fakes_where_there_are_none_is_undefined_however_many_are_called_fake():
+    assert np.isnan(metrics.f1_fake(Counts(5, 3, 0, 0)))
+    assert np.isnan(metrics.f1_real(Counts(0, 0, 5, 3)))
+
+
 def test_f1_of_a_class_that_is_never_named_is_zero():
     assert metrics.f1_fake(Counts(5, 5, 5, 0)) == 0
 
