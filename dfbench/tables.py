@@ -43,15 +43,25 @@ PAPER_ACCURACY = {
 """Accuracy of MoA-DF after fine-tuning that the paper states (arXiv:2506.03007), by level and group."""
 
 
+_SHORT_TITLES = {
+    "balanced accuracy": "balanced acc.",
+    "average precision": "avg. precision",
+    "calibration error": "calibration err.",
+}
+"""So that four detectors with their intervals fit into the width of a terminal."""
+
+
 def percent(share: float, decimals: int = 2) -> str:
     """0.98414 -> "98.41"; an en dash where the number is not defined."""
     return "–" if pd.isna(share) else f"{100 * share:.{decimals}f}"
 
 
 def with_interval(share: float, low: float, high: float) -> str:
-    """ "98.41 [98.2,98.6]"; only the number where it has no interval."""
-    bounds = "" if pd.isna(low) else f" [{percent(low, 1)},{percent(high, 1)}]"
-    return percent(share) + bounds
+    """ "98.41 [98.20,98.62]"; only the number where it has no interval."""
+    if pd.isna(low):
+        return percent(share)
+    low_text, high_text = (percent(bound).replace("100.00", "100") for bound in (low, high))  # four fit a terminal
+    return f"{percent(share)} [{low_text},{high_text}]"
 
 
 def all_tables(evaluation: Evaluation) -> list[Table]:
@@ -228,4 +238,6 @@ def accuracy_lines(detectors: Sequence[Detector]) -> list[str]:
 def result_lines(evaluation: Evaluation) -> list[str]:
     """The two tables for the terminal: accuracy by group, and every metric over all images."""
     accuracy = replace(accuracy_table(evaluation), notes=())  # those of the summary say the same
-    return [*terminal_lines(accuracy), "", *terminal_lines(summary_table(evaluation))]
+    summary = summary_table(evaluation)
+    rows = [[_SHORT_TITLES.get(title, title), *cells] for title, *cells in summary.rows]
+    return [*terminal_lines(accuracy), "", *terminal_lines(replace(summary, rows=rows))]

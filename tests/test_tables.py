@@ -48,7 +48,8 @@ def row_of(table, *head):
 
 def test_numbers_as_texts():
     assert [percent(0.98414), percent(1), percent(float("nan"))] == ["98.41", "100.00", "–"]
-    assert with_interval(0.98414, 0.9812, 0.9867) == "98.41 [98.1,98.7]"
+    assert with_interval(0.98414, 0.9812, 0.9867) == "98.41 [98.12,98.67]"
+    assert with_interval(0.99964, 0.9995, 1) == "99.96 [99.95,100]"
     assert with_interval(0.5, float("nan"), float("nan")) == "50.00"
     assert with_interval(float("nan"), float("nan"), float("nan")) == "–"
     assert [p_value(0.04567), p_value(0.00001)] == ["0.0457", "<0.0001"]
@@ -113,6 +114,17 @@ def test_terminal_tables_fit_100_columns(num_detectors, name):
     text = "\n".join(lines)
     for i in range(num_detectors):
         assert text.count(f" {i}{name[:5]}") == 2
+
+
+def test_four_detectors_with_intervals_stand_side_by_side():
+    detectors = [detector(name, SOURCES, num_images=400) for name in ("qwen2.5", "internvl2.5", "internvl3", "MoA-DF")]
+    for x in detectors:
+        x.frame["prob_B"] = np.where(x.frame["label"] == "B", 0.9, 0.1).astype(np.float32)
+        x.frame.loc[5, "prob_B"] = np.float32(0.95)
+        x.frame["prob_A"] = 1 - x.frame["prob_B"]
+    lines = result_lines(evaluate(detectors, num_draws=50))
+    assert sum(line.startswith("metric") for line in lines) == 1
+    assert max(map(len, lines)) <= 100
 
 
 def test_terminal_gets_no_control_characters():
