@@ -12,11 +12,11 @@ MFU is the share of the floating-point operations of the upstream way's prefill 
 done in the same time; savings count as speed.
 """
 
-import copy
-import csv
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from dfbench.annotations import Sample
 from dfbench.engine import Outcome, Preparation, score_batches
 from dfbench.models.base import Prepared, Prompt, Scorer
 from dfbench.planning import Plan
+from dfbench.processes import available_cores
 from dfbench.resume import RecordWriter
 
 QUESTION = "<image>Is this a real image or a generated image? A: 'real' or B: 'generated'. Just answer with A or B."
@@ -92,6 +93,9 @@ _INTERN_VIT = {
     "patch_size": [14, 14],
 }
 
+NUM_HEADS = 64
+"""Output heads over which P(A) is compared: one alone would see one direction of the errors, which images share."""
+
 MIXED_SIZES = ((1024, 1024, 360), (512, 512, 80), (384, 384, 40), (512, 384, 45), (640, 333, 20))
 """(width, height, thousands of images): DFBench's proportions."""
 
@@ -127,20 +131,23 @@ def random_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedMod
 def write_images(folder: Path, count: int, *, mixed: bool) -> list[Sample]:
     """JPEGs of smooth noise, all 1024x1024 or `mixed` in DFBench's proportions; made once, reused after that."""
     sizes = [(1024, 1024)] * count
-    rng = np.random.default_rng(0)
     if mixed:
         weights = np.array([weight for *_, weight in MIXED_SIZES], dtype=float)
-        sizes = [MIXED_SIZES[i][:2] for i in rng.choice(len(MIXED_SIZES), count, p=weights / weights.sum())]
-    samples = []
-    for number, size in enumerate(sizes):
-        image = f"DFBench/{'mixed' if mixed else 'square'}/{number:06}.jpg"
-        path = folder / image
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            noise = rng.integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
-            Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
-        samples.append(Sample(image, "AB"[number % 2], QUESTION))
-    return samples
+        chosen = np.random.default_rng(0).choice(len(MIXED_SIZES), count, p=weights / weights.sum())
+        sizes = [MIXED_SIZES[index][:2] for index in chosen]
+    names = [f"DFBench/{'mixed' if mixed else 'square'}/{number:06}.jpg" for number in range(count)]
+    (folder / names[0]).parent.mkdir(parents=True, exist_ok=True)
+    # Pillow resizes and compresses outside the interpreter's lock, so that threads are enough.
+    with ThreadPoolExecutor(available_cores()) as pool:
+        list(pool.map(_write_image, [folder / name for name in names], range(count), sizes))
+    return [Sample(name, "AB"[number % 2], QUESTION) for number, name in enumerate(names)]
+
+
+def _write_image(path: Path, seed: int, size: tuple[int, int]) -> None:
+    if path.exists():
+        return
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
 
 
 def matrix_rate(device: str, dtype: torch.dtype, size: int = 8192) -> float:
@@ -211,7 +218,7 @@ def single_inputs(prompt: Prompt, prepared: Prepared, device: str, dtype: torch.
 
 @dataclass(frozen=True)
 class Deviation:
-    """Largest and mean |P(A) - P(A) in float32| over some images."""
+    """Largest and mean |P(A) - P(A) in float32| over some images and heads."""
 
     largest: float
     mean: float
@@ -221,35 +228,43 @@ class Deviation:
 
 
 @torch.inference_mode()
-def spread_answers(model: PreTrainedModel, prompt: Prompt, prompts: Sequence[Prepared], device: str) -> Tensor:
-    """Set the head's rows of A and B so that P(A) spreads over about 0.05 to 0.95, and return P(A) in float32
-    arithmetic, (B,).
-
-    Random weights answer every image alike. The rows become opposite random directions from which the images' common
-    part is taken, scaled to a standard deviation of the logits' difference of 1.5.
+def last_states(model: PreTrainedModel, prompt: Prompt, prompts: Sequence[Prepared], device: str) -> Tensor:
+    """What the output head gets of each prompt in transformers' own forward pass, one at a time: (B, C) in the model's
+    dtype.
     """
-    exact = copy.deepcopy(model).float()
-    states = [
-        exact.model(**single_inputs(prompt, one, device, torch.float32)).last_hidden_state[0, -1] for one in prompts
-    ]
-    hidden = torch.stack(states)
-    common = hidden.mean(dim=0)
-    torch.manual_seed(1)
-    direction = torch.randn(len(common), device=device)
-    direction -= common * (direction @ common) / (common @ common)
-    half = direction * (0.75 / (hidden @ direction).std())
-    for letter, row in zip(prompt.letters, (half, -half), strict=True):
-        model.lm_head.weight[letter] = row.to(model.dtype)
-    rows = model.lm_head.weight[list(prompt.letters)].float()
-    return (hidden @ rows.T).softmax(dim=-1)[:, 0]
+    inputs = (single_inputs(prompt, one, device, model.dtype) for one in prompts)
+    return torch.stack([model.model(**one).last_hidden_state[0, -1] for one in inputs])
 
 
-@torch.inference_mode()
-def single_answers(model: PreTrainedModel, prompt: Prompt, prompts: Sequence[Prepared], device: str) -> Tensor:
-    """P(A) of each prompt by transformers' own forward pass, one at a time, in the model's dtype: float32 (B,)."""
-    letters = list(prompt.letters)
-    logits = [model(**single_inputs(prompt, one, device, model.dtype)).logits[0, -1, letters] for one in prompts]
-    return torch.stack(logits).float().softmax(dim=-1)[:, 0]
+@contextmanager
+def recorded_states(scorer: Scorer) -> Iterator[list[Tensor]]:
+    """Collect the same of a scorer: one (B, C) a batch, filling included, appended as the batches run."""
+    states: list[Tensor] = []
+    hook = scorer.language.norm.register_forward_hook(lambda *call: states.append(call[-1].clone()))
+    try:
+        yield states
+    finally:
+        hook.remove()
+
+
+def spread_heads(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """Output heads under which P(A) spreads over about 0.05 to 0.95: the rows of A and B of each, (NUM_HEADS, 2, C).
+
+    exact: float32 (B, C), see `last_states`. Random weights answer every image alike. So the two rows are opposite
+    random directions from which the images' common part is taken, scaled to a standard deviation of the logits'
+    difference of 1.5.
+    """
+    common = exact.mean(dim=0)
+    directions = torch.randn(NUM_HEADS, len(common), generator=torch.Generator().manual_seed(1)).to(exact)
+    directions -= (directions @ common / (common @ common))[:, None] * common
+    halves = directions * (0.75 / (exact @ directions.T).std(dim=0))[:, None]
+    return torch.stack([halves, -halves], dim=1).to(dtype)
+
+
+def answers(states: Tensor, heads: Tensor) -> Tensor:
+    """P(A) of each head and prompt, float32 (NUM_HEADS, B), from `last_states` of the heads' dtype."""
+    logits = torch.einsum("bc,hlc->hbl", states.to(heads), heads)
+    return logits.float().softmax(dim=-1)[..., 0]
 
 
 def deviation(answers: Tensor, exact: Tensor) -> Deviation:
@@ -273,10 +288,3 @@ def run_packed(
             pin_memory=scorer.device.type == "cuda",
             quiet=True,
         )
-
-
-def written_answers(csv_path: Path, images: Sequence[str]) -> Tensor:
-    """P(A) of some images out of a per-image CSV: float32 (len(images),)."""
-    with csv_path.open(encoding="utf-8", newline="") as file:
-        answers = {row["image"]: float(row["prob_A"]) for row in csv.DictReader(file)}
-    return torch.tensor([answers[image] for image in images])

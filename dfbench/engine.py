@@ -112,16 +112,27 @@ def split_batch(batch: PlannedBatch, pieces: int) -> list[PlannedBatch]:
 
 @dataclass
 class Outcome:
-    """What a run did: images it scored, its seconds from the first batch on, and those in which the model idled."""
+    """What a run did: images it scored, its clocks, and in how many pieces its batches went through the model.
 
+    entered: when it began, by `time.monotonic`.
+    startup: seconds until the first batch's result: loading the weights, compiling, the first images.
+    seconds: from then on. waited: those of them in which the model idled. num_timed: images scored in them.
+    """
+
+    entered: float = field(default_factory=time.monotonic)
     num_scored: int = 0
+    num_timed: int = 0
+    startup: float = 0.0
     seconds: float = 0.0
     waited: float = 0.0
     pieces: int = 1
 
     @property
     def images_per_second(self) -> float:
-        return self.num_scored / self.seconds if self.seconds else 0.0
+        """Speed after start-up; of a run of a single batch, start-up included."""
+        if self.num_timed:
+            return self.num_timed / self.seconds
+        return self.num_scored / self.startup if self.startup else 0.0
 
     @property
     def wait_share(self) -> float:
@@ -199,11 +210,11 @@ Rows = tuple[list[tuple[str, ...]], list[tuple[str, str]], list[tuple[str, str]]
 
 def _scored(prepared: Iterator[PreparedBatch], scorer: Scorer, outcome: Outcome) -> Iterator[Rows]:
     """Rows of one batch after the other, each fetched while the next runs on the GPU; keeps the outcome's clocks."""
-    began, before = None, outcome.seconds
+    began = first = None  # when the first batch was through the model, and that batch
+    before = outcome.seconds
     running: tuple[PreparedBatch, list[PendingLogits]] | None = None
     previous: PendingLogits | None = None
     for batch in _until_none(prepared):
-        began = began or time.monotonic()  # start-up ends with the first batch
         launched: list[PendingLogits] = []
         try:
             for pack in batch.packs if batch else ():
@@ -213,10 +224,16 @@ def _scored(prepared: Iterator[PreparedBatch], scorer: Scorer, outcome: Outcome)
             if running is not None:
                 yield _rows(*running)
             raise
+        if began is None and launched:
+            launched[-1].wait()  # this once, for a clock that starts when the GPU does the next batch
+            began, first = time.monotonic(), batch
+            outcome.startup = outcome.startup or began - outcome.entered
         if running is not None:
             rows = _rows(*running)
-            outcome.waited += sum(pending.idle_before for pending in running[1])
-            outcome.seconds = before + time.monotonic() - began
+            if began is not None and running[0] is not first:
+                outcome.num_timed += len(rows[0])
+                outcome.seconds = before + time.monotonic() - began
+                outcome.waited += sum(pending.idle_before for pending in running[1])
             yield rows
         running = (batch, launched) if batch else None
 
@@ -225,12 +242,13 @@ def _until_none(prepared: Iterator[PreparedBatch]) -> Iterator[PreparedBatch | N
     """The loader's batches, then None; a worker that the system killed becomes one line instead of a traceback."""
     try:
         yield from prepared
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # The connections: a batch of it was being fetched when the worker died.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise InputError(
             "image workers",
-            found=str(error).splitlines()[0],
+            found=(str(error).splitlines() or ["a connection that broke off"])[0],
             expected="workers that live",
             remedy="what is scored is kept: repeat the command with fewer --workers",
         ) from None
@@ -259,10 +277,14 @@ class PendingLogits:
         event.record()
         return event
 
-    def fetch(self) -> np.ndarray:
-        """float32 (B, 2)."""
+    def wait(self) -> None:
+        """Return when the logits are there."""
         if self._cuda:
             self.end.synchronize()
+
+    def fetch(self) -> np.ndarray:
+        """float32 (B, 2)."""
+        self.wait()
         if self._previous_end is not None:
             between = (
                 self._previous_end.elapsed_time(self.start) / 1e3 if self._cuda else self.start - self._previous_end

@@ -278,6 +278,7 @@ def _metadata(
         "device": torch.cuda.get_device_name(args.device) if on_gpu else platform.processor() or platform.machine(),
         "processes": len(outcomes),
         "images_per_second": round(sum(outcome.images_per_second for outcome in outcomes), 2),
+        "startup_seconds": round(max(outcome.startup for outcome in outcomes), 1),
         "waited_for_images": round(max(outcome.wait_share for outcome in outcomes), 4),
         "seed": None,  # nothing here is random
         **describe_software(("torch", "transformers", "peft", "pillow")),

@@ -5,10 +5,12 @@ python scripts/benchmark_scoring.py --tiny           the demo's small models, on
 python scripts/benchmark_scoring.py --models qwen2.5 --mixed --images 800
 """
 
+import copy
 import logging
 import sys
 import tempfile
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +25,7 @@ from dfbench.planning import Plan, make_plan, measure_costs
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 HEADER = ("model", "way", "images/s", "MFU", "GPU waits", "peak memory", "|dP(A)| largest / mean")
+"""P(A) deviates from float32's, one image at a time; with fp8 the deviation from the row above is given as well."""
 
 
 def main() -> None:
@@ -63,12 +66,15 @@ def measure(name: str, args: Namespace, samples: list, dtype: torch.dtype, rate:
     flops = sum(benchmark.prefill_flops(model, cost.tokens + len(prompt.prefix), cost.vision) for cost in costs)
     flops /= len(costs)
 
-    checked, checked_images = [], [sample.image for sample in samples[: args.check]]
+    checked = []
     for sample in samples[: args.check]:
         with Image.open(args.folder / sample.image) as image:
             checked.append(prompt.prepare(sample.question, image.convert("RGB")))
-    exact = benchmark.spread_answers(model, prompt, checked, args.device)
-    single = benchmark.deviation(benchmark.single_answers(model, prompt, checked, args.device), exact)
+    exact_states = benchmark.last_states(copy.deepcopy(model).float(), prompt, checked, args.device)
+    heads = benchmark.spread_heads(exact_states, dtype)
+    exact = benchmark.answers(exact_states, heads.float())
+    states = benchmark.last_states(model, prompt, checked, args.device)
+    single = benchmark.deviation(benchmark.answers(states, heads), exact)
     if not args.no_upstream:
         speed = 1 / benchmark.upstream_seconds(model, prompt, args.folder / samples[0].image, args.device)
         row(name, "upstream, one at a time", speed, flops / rate, None, single)
@@ -79,27 +85,44 @@ def measure(name: str, args: Namespace, samples: list, dtype: torch.dtype, rate:
     plan = make_plan(samples, costs, token_budget=args.token_budget, batch_size=None)
     scorer = scorer_of(model, prompt, compiled=compiled)
     print(f"  {len(plan.batches)} batches of {plan.shape}, {plan.filled:.1%} filled", file=sys.stderr, flush=True)
-    end_to_end(name, "packed", args, plan, scorer, checked_images, exact, flops / rate)
+    run = partial(end_to_end, name, args, plan, scorer, flops / rate, heads)
+    packed = run("packed", {"": exact})
     if args.fp8:
         scorer.quantize()
-        end_to_end(name, "packed, fp8", args, plan, scorer, checked_images, exact, flops / rate)
+        run("packed, fp8", {"": exact, "; from bfloat16 ": packed})
 
 
 def end_to_end(
-    name: str, way: str, args: Namespace, plan: Plan, scorer: Scorer, checked: list[str], exact: Tensor, ideal: float
-) -> None:
-    """Row of one whole run, after one over two batches that compiles."""
+    name: str,
+    args: Namespace,
+    plan: Plan,
+    scorer: Scorer,
+    ideal: float,
+    heads: Tensor,
+    way: str,
+    references: dict[str, Tensor],
+) -> Tensor:
+    """Row of one whole run, after one over the checked images that compiles: their P(A) under each of the heads.
+
+    references: P(A) to compare with, each under the words that its deviation is introduced with.
+    """
     csv = args.folder / f"{name}.csv"
     compiled = args.device.startswith("cuda") and not args.eager
-    for batches in (slice(0, 2), slice(None)):
+    sizes = [len(batch.samples) for batch in plan.batches]
+    needed = next((index for index in range(2, len(sizes)) if sum(sizes[:index]) >= args.check), None)
+    for batches in (slice(needed), slice(None)):
         csv.unlink(missing_ok=True)
         if args.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats()
-        outcome = benchmark.run_packed(
-            scorer, plan, args.folder, csv, workers=args.workers, compiled=compiled, batches=batches
-        )
-    deviation = benchmark.deviation(benchmark.written_answers(csv, checked), exact)
-    row(name, way + (", compiled" if compiled else ""), outcome.images_per_second, ideal, outcome, deviation)
+        with benchmark.recorded_states(scorer) as states:
+            outcome = benchmark.run_packed(
+                scorer, plan, args.folder, csv, workers=args.workers, compiled=compiled, batches=batches
+            )
+    states = torch.cat([state[:size] for state, size in zip(states, sizes, strict=True)])[: args.check]
+    answers = benchmark.answers(states, heads)
+    deviations = (words + str(benchmark.deviation(answers, other)) for words, other in references.items())
+    row(name, way + (", compiled" if compiled else ""), outcome.images_per_second, ideal, outcome, "".join(deviations))
+    return answers
 
 
 def row(model: str, way: str, speed: float | None, ideal: float, outcome: object, deviation: object) -> None:

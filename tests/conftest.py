@@ -15,7 +15,12 @@ from dfbench.sources import CATALOGUE, source_of
 QUESTION = "Is this a real image or a generated image? A: 'real' or B: 'generated'. Just answer with A or B."
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of programs start processes, which takes seconds each: they count as slow. Slow ones run last."""
+    for item in items:
+        if item.path.name.startswith("test_programs_"):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 

@@ -37,7 +37,7 @@ class Fp8Linear(nn.Module):
         flat = hidden.flatten(0, -2)
         scale = row_scale(flat)
         product = torch._scaled_mm(
-            (flat.float() / scale).to(E4M3),
+            (flat.float() * (1 / scale)).to(E4M3),
             self.weight.t(),
             scale_a=scale,
             scale_b=self.scale.t(),

@@ -20,6 +20,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from dfbench.images import ImageError
 from dfbench.letters import letter_ids
+from dfbench.models import windows
 from dfbench.models.base import Cost, Prepared, Prompt, Scorer, look_up
 from dfbench.models.fused import gated
 from dfbench.models.packed import Layout, PackShape, Segments, attend, fill_up, rotate
@@ -210,7 +211,12 @@ def _reordered(tensor: Tensor, order: Tensor) -> Tensor:
 def vision_block(block: torch.nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, segments: Segments) -> Tensor:
     """One block of the vision tower: hidden (P, C) -> (P, C); patches attend inside their segment (window or image)."""
     attention = block.attn
-    query, key, value = attention.qkv(block.norm1(hidden)).unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
-    query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-    hidden = hidden + attention.proj(attend(query, key, value, segments, segments, causal=False).flatten(1))
+    qkv = attention.qkv(block.norm1(hidden)).unflatten(-1, (3, attention.num_heads, -1))
+    if windows.fits(qkv, segments):
+        attended = windows.attend_windows(qkv, cos, sin, segments)
+    else:
+        query, key, value = qkv.unbind(1)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        attended = attend(query, key, value, segments, segments, causal=False)
+    hidden = hidden + attention.proj(attended.flatten(1))
     return hidden + gated(block.mlp, block.norm2(hidden))
