@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from dfbench import cli
-from dfbench.scoring import Agent, main
 from dfbench.models.internvl import PROTOCOLS
+from dfbench.scoring import Agent, main
 
 AGENT = Agent(
     name="internvl2.5", folder=Path(__file__).resolve().parent, dataset="data/img_test.jsonl", protocols=PROTOCOLS

@@ -14,4 +14,5 @@ if [ "${1:-}" = --quick ]; then
     shift
     set -- -m "not slow" "$@"
 fi
-exec python -m pytest "$@"
+# Two processes; each test file stays in one, so that its small models are made once.
+exec python -m pytest -n 2 --dist loadfile "$@"
