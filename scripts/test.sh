@@ -12,7 +12,7 @@ export PATH HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
 if [ "${1:-}" = --quick ]; then
     shift
-    set -- -m "not slow" "$@"
+    # Two processes; each test file stays in one, so that its small models are made once.
+    set -- -m "not slow" -n 2 --dist loadfile "$@"
 fi
-# Two processes; each test file stays in one, so that its small models are made once.
-exec python -m pytest -n 2 --dist loadfile "$@"
+exec python -m pytest "$@"
