@@ -115,6 +115,8 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(folder, tmp_path):
     make_demo(tmp_path / "other", seed=1)
     first, again, other = (contents(tmp_path / name) for name in ("archives", "again", "other"))
     assert first == again
+    with zipfile.ZipFile(tmp_path / "again" / "demo_photos.zip") as archive:
+        assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     assert set(first) == set(other)
     assert all(first[source.archive] != other[source.archive] for source in DEMO)
     assert first["img_train_shuffled.json"] != other["img_train_shuffled.json"]

@@ -18,7 +18,8 @@ def crops() -> np.ndarray:
 
 @pytest.fixture
 def hasty(monkeypatch):
-    """Stand-ins after two training steps, and a few images of each source."""
+    """Stand-ins after two training steps on a few crops, and a few images of each source."""
+    monkeypatch.setattr(standins, "NUM_CROPS", 16)
     monkeypatch.setattr(standins, "STEPS", 2)
     monkeypatch.setattr(images, "NUM_IMAGES", {"train": {REAL: 3, FAKE: 4}, "test": {REAL: 3, FAKE: 3}})
 
@@ -35,7 +36,9 @@ def test_the_demo_is_large_enough_balanced_and_covers_all_four_categories():
 
 
 def test_every_source_is_made_and_a_seed_gives_the_same_pixels(hasty):
-    first, again, other = make_images(0), make_images(0), make_images(1)
+    first = make_images(0)
+    torch.rand(1)  # what ran before must not matter
+    again, other = make_images(0), make_images(1)
     for split in ("train", "test"):
         assert set(first[split]) == {source.name for source in DEMO}
         for source in DEMO:
@@ -87,10 +90,12 @@ def test_networks_halve_and_double_as_stated():
 
 
 def test_reproducible_gives_the_same_numbers_and_leaves_torch_as_it_was():
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    threads = torch.get_num_threads()
     with reproducible(3):
         assert torch.get_num_threads() == 1
         first = torch.rand(4)
+    torch.rand(1)
+    state = torch.get_rng_state()
     with reproducible(3):
         assert torch.equal(first, torch.rand(4))
     assert torch.get_num_threads() == threads
@@ -107,7 +112,8 @@ def grid_peak(pixels: np.ndarray) -> float:
 @pytest.mark.slow
 def test_trained_stand_ins_resemble_their_input_and_leave_a_decoders_grid():
     train, test = load_regions()
-    stand_ins = StandIns(train, seed=0)
+    with reproducible(0):
+        stand_ins = StandIns(train, seed=0)
     originals = test.crops(40, np.random.default_rng(5))
     assert grid_peak(originals) < 1.5
     assert grid_peak(np.stack([blur(image, 1.2) for image in originals])) < 1.5

@@ -14,6 +14,7 @@ def run(program: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
 
 
+@pytest.mark.slow
 def test_wrong_arguments_end_with_2():
     for program in ("make_demo.py", "make_tiny_models.py"):
         assert run(program, "--seed", "many").returncode == 2

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from dfbench.demo.photos import Regions, load_regions
-from dfbench.demo.standins import StandIns
+from dfbench.demo.standins import StandIns, reproducible
 from dfbench.sources import DEMO, FAKE, REAL
 
 NUM_IMAGES = {"train": {REAL: 144, FAKE: 180}, "test": {REAL: 40, FAKE: 50}}
@@ -37,11 +37,12 @@ def make_images(seed: int) -> dict[str, dict[str, np.ndarray]]:
     The same seed gives the same pixels on one machine. Takes some twenty seconds, most of them training the stand-ins.
     """
     train, test = load_regions()
-    stand_ins = StandIns(train, seed)
-    return {
-        split: _make_split(regions, stand_ins, split, np.random.default_rng([seed, number]))
-        for number, (split, regions) in enumerate([("train", train), ("test", test)], start=1)
-    }
+    with reproducible(seed):
+        stand_ins = StandIns(train, seed)
+        return {
+            split: _make_split(regions, stand_ins, split, np.random.default_rng([seed, number]))
+            for number, (split, regions) in enumerate([("train", train), ("test", test)], start=1)
+        }
 
 
 def _make_split(regions: Regions, stand_ins: StandIns, split: str, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from dfbench.demo.photos import IMAGE_SIDE, Regions
 
-STEPS, BATCH = 240, 8
-"""Training steps of each network, and crops a step: 4 to 6 seconds on one CPU core."""
+NUM_CROPS, STEPS, BATCH = 400, 240, 8
+"""Crops that the networks are trained on, training steps of each, crops a step; about 5 seconds each on a CPU core."""
 
 LEARNING_RATE = 4e-3
 
@@ -36,7 +36,7 @@ FEATHER = 2.0
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """Seed torch and hold it to one thread, whose sums always run in one order; both are put back afterwards."""
+    """Seed torch and hold it to one thread, whose sums always run in the same order; both are put back afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -66,21 +66,21 @@ def decoder(in_channels: int, doublings: int) -> nn.Sequential:
 
 
 class StandIns:
-    """The four stand-in generators. Training them happens here, in some fifteen seconds.
+    """The four stand-in generators, trained when one is made, in some fifteen seconds.
 
-    Each method takes and returns uint8 images (N, IMAGE_SIDE, IMAGE_SIDE, 3).
+    The photographs' crops come from `seed`; the networks' weights from torch's own generator (see `reproducible`). Each
+    method takes and returns uint8 images (N, IMAGE_SIDE, IMAGE_SIDE, 3).
     """
 
     def __init__(self, train: Regions, seed: int) -> None:
         rng = np.random.default_rng([seed, 0])
-        crops = _to_tensor(train.crops(400, rng))
-        with reproducible(seed):
-            self._autoencoder = nn.Sequential(encoder(2), decoder(LATENT_CHANNELS, 2))
-            _fit(self._autoencoder, lambda chosen: (crops[chosen], crops[chosen]))
-            self._upsampler = decoder(3, 2)
-            _fit(self._upsampler, lambda chosen: (_shrink(crops[chosen]), crops[chosen]))
-            self._sampler = nn.Sequential(encoder(2), _Noise(), decoder(LATENT_CHANNELS, 2))
-            _fit(self._sampler, lambda chosen: (crops[chosen], crops[chosen]))
+        crops = _to_tensor(train.crops(NUM_CROPS, rng))
+        self._autoencoder = nn.Sequential(encoder(2), decoder(LATENT_CHANNELS, 2))
+        _fit(self._autoencoder, lambda chosen: (crops[chosen], crops[chosen]))
+        self._upsampler = decoder(3, 2)
+        _fit(self._upsampler, lambda chosen: (_shrink(crops[chosen]), crops[chosen]))
+        self._sampler = nn.Sequential(encoder(2), _Noise(), decoder(LATENT_CHANNELS, 2))
+        _fit(self._sampler, lambda chosen: (crops[chosen], crops[chosen]))
 
     @torch.inference_mode()
     def autoencode(self, crops: np.ndarray) -> np.ndarray:
@@ -132,7 +132,7 @@ def _fit(network: nn.Module, batch: Callable[[Tensor], tuple[Tensor, Tensor]]) -
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in range(STEPS):
-        inputs, targets = batch(torch.randint(400, (BATCH,)))
+        inputs, targets = batch(torch.randint(NUM_CROPS, (BATCH,)))
         loss = nn.functional.l1_loss(network(inputs), targets)
         optimizer.zero_grad()
         loss.backward()
