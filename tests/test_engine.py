@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from dfbench.annotations import Sample
 from dfbench.models.base import Cost
 from dfbench.planning import make_plan, share_out
-from dfbench.records import read_detector
+from dfbench.records import read_detector, read_info
 
 
 @pytest.fixture
@@ -52,6 +53,31 @@ def test_a_worker_that_is_killed_is_one_line(run, output, monkeypatch):
     assert len(finished.err.splitlines()) == 1
     assert run("--batch_size", 2).status == 0
     assert len(read_detector(output).frame) == 12
+
+
+# --------------------------------------------------------------------------------------------------------------- clocks
+
+
+def test_speed_leaves_start_up_out(run, output, fake_model):
+    """12 images in batches of 4: the first takes 0.5 s (a model that compiles), each later image 0.02 s."""
+    logits, calls = fake_model.logits, []
+
+    def slow(total: int):
+        time.sleep(0.02 if calls else 0.5)
+        calls.append(total)
+        return logits(total)
+
+    fake_model.logits = slow
+    assert run("--batch_size", 4).status == 0
+    info = read_info(output)
+    # 8 images in 8 x 0.02 s and a little more; with start-up it would be 12 in 0.72 s, 17 a second.
+    assert 20 < info["images_per_second"] <= 50
+    assert 0.5 <= info["startup_seconds"] < 10
+
+
+def test_a_run_of_one_batch_has_a_speed(run, output):
+    assert run("--batch_size", 12).status == 0
+    assert read_info(output)["images_per_second"] > 0
 
 
 # ------------------------------------------------------------------------------------------------------------ progress
