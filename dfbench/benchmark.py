@@ -25,12 +25,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from dfbench.annotations import Sample
-from dfbench.engine import Outcome, Preparation, score_batches
-from dfbench.models.base import Prepared, Prompt, Scorer
-from dfbench.planning import Plan
+from dfbench.engine import Outcome, Pack, Preparation, PreparedBatch, score_batches
+from dfbench.models.base import Cost, Prepared, Prompt, Scorer
+from dfbench.planning import Plan, PlannedBatch
 from dfbench.processes import available_cores
 from dfbench.resume import RecordWriter
 
@@ -288,3 +289,50 @@ def run_packed(
             pin_memory=scorer.device.type == "cuda",
             quiet=True,
         )
+
+
+def preparation_rate(plan: Plan, image_root: Path, prompt: Prompt, workers: int, *, shape: bool) -> float:
+    """Images/s that the worker processes alone decode, prepare and pack: what the GPU could be fed with."""
+    dataset = Preparation(plan.batches, image_root, prompt, shape=plan.shape if shape else None)
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context="fork")
+    began = time.perf_counter()
+    images = sum(len(batch.images) for batch in loader)
+    return images / (time.perf_counter() - began)
+
+
+class _NoImages(Preparation):
+    """Batches without their images."""
+
+    def __getitem__(self, index: int) -> PreparedBatch:
+        samples = list(self.batches[index].samples)
+        batch = PreparedBatch([sample.image for sample in samples])
+        batch.packs.append(Pack(samples, {"count": torch.zeros(len(samples))}))
+        return batch
+
+
+class _NoModel:
+    """Answers at once."""
+
+    device = torch.device("cpu")
+
+    def logits(self, batch: dict[str, Tensor]) -> Tensor:
+        return torch.linspace(-5, 5, 2 * len(batch["count"])).view(-1, 2)
+
+
+def loop_rate(folder: Path, *, images: int = 20_000, batch_size: int = 23) -> float:
+    """Images/s of the loop and the three files alone: batches come from a worker process without their images, and the
+    model answers at once.
+    """
+    names = [f"DFBench/Kolors/{number:06}.jpg" for number in range(images)]
+    samples = [Sample(name, "AB"[number % 2], QUESTION) for number, name in enumerate(names)]
+    starts = range(0, images, batch_size)
+    batches = [
+        PlannedBatch(members, (Cost(1, 1),) * len(members))
+        for members in (tuple(samples[start : start + batch_size]) for start in starts)
+    ]
+    prepare = partial(_NoImages, image_root=folder, prompt=None)
+    path = folder / "loop.csv"
+    path.unlink(missing_ok=True)
+    with RecordWriter(path) as writer:
+        outcome = score_batches(batches, prepare, _NoModel, writer, workers=1, quiet=True)
+    return outcome.images_per_second

@@ -8,7 +8,7 @@ import heapq
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -75,30 +75,50 @@ def _cost(sample: Sample, size: tuple[int, int] | None, image_root: Path, prompt
         return UNKNOWN
 
 
+OPEN_BATCHES = 8
+"""So many batches are filled side by side: small images go where large ones left room."""
+
+
 def make_plan(samples: Sequence[Sample], costs: Sequence[Cost], *, token_budget: int, batch_size: int | None) -> Plan:
-    """Fill batches one after the other, in order: up to `token_budget` tokens, their share of tiles or patches, and
-    `batch_size` images. An image that exceeds the budget has a batch to itself.
+    """Put each image, in order, into the first open batch with room for it: up to `token_budget` tokens, their share of
+    tiles or patches, and `batch_size` images. An image that exceeds the budget has a batch to itself.
     """
     vision_a_token = sum(cost.vision for cost in costs) / max(1, sum(cost.tokens for cost in costs))
     # Batches of small and of large images differ in patches a token; a little room keeps both budgets filled.
     vision_budget = token_budget * vision_a_token * 1.02 + 1
-    batches: list[PlannedBatch] = []
-    members: list[int] = []
-    tokens = vision = 0
+    batches: list[_OpenBatch] = []
+    open_batches: list[_OpenBatch] = []
     for index, cost in enumerate(costs):
-        full = len(members) == batch_size or tokens + cost.tokens > token_budget or vision + cost.vision > vision_budget
-        if members and full:
-            batches.append(_batch(samples, costs, members))
-            members, tokens, vision = [], 0, 0
-        members.append(index)
-        tokens, vision = tokens + cost.tokens, vision + cost.vision
-    if members:
-        batches.append(_batch(samples, costs, members))
-    return Plan(batches, fitting_shape(batches))
+        for batch in open_batches:
+            fits = batch.tokens + cost.tokens <= token_budget and batch.vision + cost.vision <= vision_budget
+            if fits and len(batch.members) != batch_size:
+                break
+        else:
+            if len(open_batches) == OPEN_BATCHES:
+                open_batches.remove(max(open_batches, key=lambda batch: batch.tokens))
+            batch = _OpenBatch()
+            batches.append(batch)
+            open_batches.append(batch)
+        batch.add(index, cost)
+    planned = [
+        PlannedBatch(tuple(samples[i] for i in batch.members), tuple(costs[i] for i in batch.members))
+        for batch in batches
+    ]
+    return Plan(planned, fitting_shape(planned))
 
 
-def _batch(samples: Sequence[Sample], costs: Sequence[Cost], members: Sequence[int]) -> PlannedBatch:
-    return PlannedBatch(tuple(samples[i] for i in members), tuple(costs[i] for i in members))
+@dataclass
+class _OpenBatch:
+    """A batch that is being filled: indices of its images, and what they cost together."""
+
+    members: list[int] = field(default_factory=list)
+    tokens: int = 0
+    vision: int = 0
+
+    def add(self, index: int, cost: Cost) -> None:
+        self.members.append(index)
+        self.tokens += cost.tokens
+        self.vision += cost.vision
 
 
 def fitting_shape(batches: Sequence[PlannedBatch]) -> PackShape:

@@ -10,6 +10,7 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from dfbench.errors import InputError, shorten
@@ -22,20 +23,21 @@ _KINDS = ((Path, COLUMNS), (errors_path, ERROR_COLUMNS), (warnings_path, WARNING
 """The three files of a run: how each path follows from the CSV's, and its columns."""
 
 
-def settle(csv_path: Path, batches: Sequence[Batch]) -> set[int]:
-    """Bring the files of earlier runs, parts included, into the CSV, its errors and its warnings, in the order of
-    `batches`.
+def settle(csv_path: Path, batches: Sequence[Batch], order: Sequence[str] | None = None) -> set[int]:
+    """Bring the files of earlier runs, parts included, into the CSV, its errors and its warnings.
 
-    Whatever belongs to a batch that is not done is dropped. Returns the indices of the batches that are done. Each file
-    is put in place at once, the parts are removed after that: a kill in between loses nothing. Raises InputError where
-    a file holds images that are not of this run, or has other columns.
+    order: all images as the files shall have them; without it, as the batches do. Whatever belongs to a batch that is
+    not done is dropped. Returns the indices of the batches that are done. Each file is put in place at once, the parts
+    are removed after that: a kill in between loses nothing. Raises InputError where a file holds images that are not of
+    this run, or has other columns.
     """
     csv_path.parent.mkdir(parents=True, exist_ok=True)
     parts = part_paths(csv_path)
     tables = [_merged([path_of(path) for path in (csv_path, *parts)], columns) for path_of, columns in _KINDS]
     _refuse_strangers(csv_path, tables, batches)
     done = _done(tables, batches)
-    kept = [image for index in sorted(done) for image in batches[index]]
+    scored = {image for index in done for image in batches[index]}
+    kept = [image for image in order or chain.from_iterable(batches) if image in scored]
     for (path_of, columns), lines in zip(_KINDS, tables, strict=True):
         path = path_of(csv_path)
         _write_lines(path, columns, [lines[image] for image in kept if image in lines], keep_empty=path == csv_path)

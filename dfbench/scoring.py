@@ -23,7 +23,7 @@ from dfbench.errors import InputError
 from dfbench.models import load_prompt, load_scorer
 from dfbench.models.base import DTYPES, Prompt, fingerprint
 from dfbench.models.fp8 import FIRST_CAPABILITY
-from dfbench.paths import REPOSITORY, RESULTS
+from dfbench.paths import REPOSITORY, RESULTS, cache_folder
 from dfbench.planning import Plan, make_plan, measure_costs, share_out
 from dfbench.provenance import describe_software
 from dfbench.records import errors_path, info_path, read_detector, read_detectors, read_info, warnings_path, write_json
@@ -48,6 +48,8 @@ def main(agent: Agent, description: str | None) -> None:
     """Parse the command line, score, and print accuracy by source and where the files are."""
     args = _parse(agent, description)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are the parallelism
+    if args.compile:
+        _keep_compiled_code()
     ranks = Ranks.from_environment()
     if args.device == "cuda" and ranks.world > 1:
         args.device = f"cuda:{ranks.local}"
@@ -58,13 +60,14 @@ def main(agent: Agent, description: str | None) -> None:
     plan = _plan(args, samples, prompt)
     identity = _identity(args, prompt, adapter)
     images = [[sample.image for sample in batch.samples] for batch in plan.batches]
+    order = [sample.image for sample in samples]
     if ranks.first:
-        _begin(args, identity, images)
+        _begin(args, identity, images, order)
     ranks.wait()
     outcome = _score(args, prompt, adapter, plan, images, ranks)
     outcomes = ranks.gather(outcome)
     if ranks.first:
-        settle(args.output_csv, images)
+        settle(args.output_csv, images, order)
         counts = count_rows(args.output_csv)
         write_json(info_path(args.output_csv), _metadata(args, identity, plan, outcomes, counts))
         _report(args, outcomes, counts)
@@ -119,6 +122,16 @@ def _parse(agent: Agent, description: str | None) -> Namespace:
     if args.workers is None:
         args.workers = min(16, os.cpu_count() or 1) if on_gpu else 0
     return args
+
+
+def _keep_compiled_code() -> None:
+    """Compiled layers are kept for later runs; torch's own place, the temporary folder, is emptied now and then."""
+    folder = cache_folder() / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written to: torch's place it is
+        return
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def _device(text: str) -> str:
@@ -211,12 +224,12 @@ def automatic_budget(args: Namespace) -> int:
     return int(min(_GPU_BUDGET, max(2_048, 0.6 * room / 4e5)))
 
 
-def _begin(args: Namespace, identity: dict[str, Any], images: list[list[str]]) -> None:
+def _begin(args: Namespace, identity: dict[str, Any], images: list[list[str]], order: list[str]) -> None:
     """Bring what earlier runs left into order, or refuse it."""
     check_identity(args, identity)
     if args.overwrite:
         remove_results(args.output_csv)
-    done = settle(args.output_csv, images)
+    done = settle(args.output_csv, images, order)
     if 0 < len(done) < len(images):
         logger.info("resuming: %d of %d batches are done", len(done), len(images))
     write_json(info_path(args.output_csv), {"identity": identity, "finished": False})

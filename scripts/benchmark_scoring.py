@@ -11,6 +11,7 @@ import sys
 import tempfile
 from argparse import Namespace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -47,7 +48,9 @@ def main() -> None:
     dtype = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
     rate = benchmark.matrix_rate(args.device, dtype, 8192 if args.device.startswith("cuda") else 1024)
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
-    print(f"{name}, {dtype}, matrix product {rate / 1e12:.0f} TFLOP/s, torch {torch.__version__}\n", flush=True)
+    print(f"{name}, {dtype}, matrix product {rate / 1e12:.0f} TFLOP/s, torch {torch.__version__}")
+    args.folder.mkdir(parents=True, exist_ok=True)
+    print(f"loop and CSV writer alone: {benchmark.loop_rate(args.folder):,.0f} images/s\n", flush=True)
     print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}", flush=True)
     make_tiny_models(args.folder, seed=0)
     samples = benchmark.write_images(args.folder, args.images, mixed=args.mixed)
@@ -66,8 +69,9 @@ def measure(name: str, args: Namespace, samples: list, dtype: torch.dtype, rate:
     flops = sum(benchmark.prefill_flops(model, cost.tokens + len(prompt.prefix), cost.vision) for cost in costs)
     flops /= len(costs)
 
+    plan = make_plan(samples, costs, token_budget=args.token_budget, batch_size=None)
     checked = []
-    for sample in samples[: args.check]:
+    for sample in list(chain.from_iterable(batch.samples for batch in plan.batches))[: args.check]:
         with Image.open(args.folder / sample.image) as image:
             checked.append(prompt.prepare(sample.question, image.convert("RGB")))
     exact_states = benchmark.last_states(copy.deepcopy(model).float(), prompt, checked, args.device)
@@ -82,7 +86,9 @@ def measure(name: str, args: Namespace, samples: list, dtype: torch.dtype, rate:
         row(name, "transformers, one at a time", None, flops / rate, None, single)
 
     compiled = args.device.startswith("cuda") and not args.eager
-    plan = make_plan(samples, costs, token_budget=args.token_budget, batch_size=None)
+    if args.workers:
+        speed = benchmark.preparation_rate(plan, args.folder, prompt, args.workers, shape=compiled)
+        row(name, f"images alone, {args.workers} processes", speed, None, None, "-")
     scorer = scorer_of(model, prompt, compiled=compiled)
     print(f"  {len(plan.batches)} batches of {plan.shape}, {plan.filled:.1%} filled", file=sys.stderr, flush=True)
     run = partial(end_to_end, name, args, plan, scorer, flops / rate, heads)
@@ -125,11 +131,11 @@ def end_to_end(
     return answers
 
 
-def row(model: str, way: str, speed: float | None, ideal: float, outcome: object, deviation: object) -> None:
-    """ideal: seconds an image at the matrix product's rate."""
+def row(model: str, way: str, speed: float | None, ideal: float | None, outcome: object, deviation: object) -> None:
+    """ideal: seconds an image at the matrix product's rate; None for work that is not the GPU's."""
     memory = f"{torch.cuda.max_memory_allocated() / 2**30:.0f} GiB" if torch.cuda.is_available() else "-"
     waits = f"{outcome.wait_share:.1%}" if outcome else "-"
-    shown = (f"{speed:.1f}", f"{speed * ideal:.0%}") if speed else ("-", "-")
+    shown = f"{speed:.1f}" if speed else "-", f"{speed * ideal:.0%}" if speed and ideal else "-"
     print(f"| {' | '.join((model, way, *shown, waits, memory, str(deviation)))} |", flush=True)
 
 

@@ -153,17 +153,19 @@ class Finished:
     err: str
 
 
+Evaluate = Callable[..., Finished]
+"""Arguments of an evaluate_logit.py -> how it ended."""
+
+
 @pytest.fixture
-def evaluate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., Finished]:
-    """A function: arguments of an evaluate_logit.py -> how it ended. Runs in this process, so importing costs nothing,
-    and on the CPU.
+def evaluate_anywhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Evaluate:
+    """Runs an evaluate_logit.py in this process, so importing costs nothing, on the device that a user would get.
 
     The agent has all protocols and looks for weights and annotations in `tmp_path / "agent"`.
     """
     from dfbench import cli, scoring
     from dfbench.models.internvl import PROTOCOLS
 
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     agent = scoring.Agent("agent", tmp_path / "agent", "img_test.json", PROTOCOLS)
 
     def run(*arguments: object) -> Finished:
@@ -176,6 +178,13 @@ def evaluate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp
         return Finished(status, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def evaluate(evaluate_anywhere: Evaluate, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
+    """The same on the CPU."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    return evaluate_anywhere
 
 
 class FakeModel:

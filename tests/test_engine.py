@@ -4,6 +4,7 @@ import os
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,14 @@ def output(tmp_path):
 def run(evaluate, fake_model, photo_set, output, tmp_path):
     usual = ("--model_path", tmp_path, "--dataset_path", photo_set.messages, "--image_root", photo_set.root)
     return lambda *more: evaluate(*usual, "--output_csv", output, *more)
+
+
+@pytest.mark.parametrize("budget", [60, 120, 200, 300])
+def test_rows_stand_in_annotation_order_whatever_the_batches(run, output, photo_set, fake_model, budget):
+    """Questions differ in length, so that images overtake others into a batch with a little room."""
+    assert run("--token_budget", budget, "--batch_size", 12).status == 0
+    assert read_detector(output).frame["image"].tolist() == [sample.image for sample in photo_set.samples]
+    assert len(fake_model.seen) == read_info(output)["batches"] > 1
 
 
 # ------------------------------------------------------------------------------------------------------------- workers
@@ -169,13 +178,28 @@ def plan_of(costs: list[tuple[int, int]], **options) -> list[list[int]]:
     return [[int(sample.image[:-4]) for sample in batch.samples] for batch in plan.batches]
 
 
-def test_batches_are_filled_in_order_up_to_the_budget():
-    # Two of 40 are at most 100, three are not; 40 and 60 just fit; 30 and 10 are left.
-    assert plan_of([(40, 4), (40, 4), (40, 4), (60, 6), (30, 3), (10, 1)]) == [[0, 1], [2, 3], [4, 5]]
+def test_an_image_goes_into_the_first_batch_with_room():
+    # Two of 40 are at most 100, three are not; 40 and 60 just fit; 30 has no room beside 40 + 40, 10 has.
+    assert plan_of([(40, 4), (40, 4), (40, 4), (60, 6), (30, 3), (10, 1)]) == [[0, 1, 5], [2, 3], [4]]
+
+
+def test_few_batches_are_open_side_by_side():
+    """The ninth large image closes the fullest batch: the small one after it goes into the next."""
+    large = [(91, 0), *[(90, 0)] * 8]
+    assert plan_of([*large, (9, 0)])[:2] == [[0], [1, 9]]
+    assert plan_of([*large[:8], (9, 0)])[0] == [0, 8]
+
+
+def test_mixed_sizes_fill_their_batches():
+    sizes = np.random.default_rng(0).choice([1405, 360, 200, 330], 2000, p=[0.66, 0.15, 0.1, 0.09])
+    samples = [Sample(f"{i}.jpg", "A", "Real?") for i in range(len(sizes))]
+    costs = [Cost(int(size), 4 * int(size)) for size in sizes]
+    plan = make_plan(samples, costs, token_budget=32768, batch_size=None)
+    assert plan.filled > 0.98
 
 
 def test_an_image_above_the_budget_has_a_batch_to_itself():
-    assert plan_of([(10, 1), (500, 50), (10, 1)]) == [[0], [1], [2]]
+    assert plan_of([(10, 1), (500, 50), (10, 1)]) == [[0, 2], [1]]
 
 
 def test_batch_size_bounds_the_images():

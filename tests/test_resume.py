@@ -299,6 +299,13 @@ def test_parts_are_brought_together_in_order(output, whole):
     assert count_rows(output) == {"rows": 14, "errors": 7, "warnings": 7}
 
 
+def test_the_files_have_the_order_that_is_asked_for(output, whole):
+    write_parts(output, [[0, 4, 6], [1, 5], [2, 3]])
+    order = [image for batch in BATCHES for image in batch]
+    assert settle(output, BATCHES[::-1], order) == set(range(7))
+    assert snapshot(output) == whole
+
+
 def test_parts_of_more_and_of_fewer_processes(output, whole):
     """Killed on three GPUs, killed again on one, finished on two."""
     write_parts(output, [[0], [5], [2]])

@@ -86,16 +86,27 @@ def _attend_one_by_one(q: Tensor, k: Tensor, v: Tensor, queries: Segments, keys:
 
 def _attend_batch(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
     """The same for B segments of one length: query (B, Lq, H, D), key and value (B, Lk, Hkv, D) -> (B, Lq, H, D)."""
+    if query.shape[1] == 1:
+        return _attend_from_one(query, key, value)
     missing = key.shape[1] - query.shape[1]
-    if causal and query.shape[1] == 1:
-        causal = missing = 0  # a single query sees every key
     if causal and missing:
         # The kernels align the causal triangle with the first query: put queries in front that nobody looks at.
         query = F.pad(query, (0, 0, 0, 0, missing, 0))
     q, k, v = (part.transpose(1, 2) for part in (query, key, value))
-    attended = F.scaled_dot_product_attention(q, k, v, is_causal=bool(causal), enable_gqa=q.shape[1] != k.shape[1])
+    attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
     attended = attended.transpose(1, 2)
     return attended[:, missing:] if causal else attended
+
+
+def _attend_from_one(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same for a single query, which sees every key: (B, 1, H, D), in float32.
+
+    The fused GPU kernels would share out the keys of so short a query and add the shares in an order that changes from
+    call to call: an image's logits would vary in their last bit.
+    """
+    grouped = query[:, 0].unflatten(1, (key.shape[2], -1)).float()
+    weights = torch.einsum("bhgd,blhd->bhgl", grouped * query.shape[-1] ** -0.5, key.float()).softmax(dim=-1)
+    return torch.einsum("bhgl,blhd->bhgd", weights, value.float()).flatten(1, 2)[:, None].to(query.dtype)
 
 
 def rotate(tensor: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
