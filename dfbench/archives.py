@@ -162,6 +162,10 @@ def _refusal(info: zipfile.ZipInfo, name: str, archive_bytes: int) -> str:
     return ""
 
 
+OPEN_ARCHIVES = 4
+"""A process keeps so many archives open between calls, at up to 30 MB each."""
+
+
 def extract_members(archive: Path, wanted: Sequence[tuple[int, str]]) -> list[str]:
     """Extract members, each to its own file: (position in the zip's directory, target path) pairs.
 
@@ -176,9 +180,9 @@ def extract_members(archive: Path, wanted: Sequence[tuple[int, str]]) -> list[st
     return [_extract(file, position, target) for position, target in wanted]
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=OPEN_ARCHIVES)
 def _open(archive: Path, changed: int) -> zipfile.ZipFile:
-    """Keeps the last archive open, until it changes: reading a directory of 40,000 members takes 0.2 s."""
+    """Keeps the last archives open, until they change: reading a directory of 40,000 members takes 0.2 s."""
     return zipfile.ZipFile(archive)
 
 

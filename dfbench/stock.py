@@ -6,13 +6,13 @@ import stat
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
-from dfbench.archives import Archive, Member, disk_bytes, extract_members, read_archive
+from dfbench.archives import OPEN_ARCHIVES, Archive, Member, disk_bytes, extract_members, read_archive
 from dfbench.errors import InputError
 from dfbench.images import DECODER_ERRORS, MAX_PIXELS, ImageError, load_image
 from dfbench.matching import Misfit, match_images
@@ -107,7 +107,6 @@ class _Extraction(NamedTuple):
     image_root: Path
     images: list[str]
     positions: list[int]
-    num_bytes: int
 
 
 def extract_missing(stock: Stock, wanted: Collection[str], image_root: Path, *, num_workers: int, quiet: bool) -> int:
@@ -120,10 +119,11 @@ def extract_missing(stock: Stock, wanted: Collection[str], image_root: Path, *, 
     _check_space(members.values(), image_root)
     for folder in {os.path.dirname(image) for image in members}:
         (image_root / folder).mkdir(parents=True, exist_ok=True)
-    jobs = list(_plan_extraction(members, stock.archives, image_root))
-    num_extracted = 0
-    with progress_bar(None, "extracting", "B", quiet, total=sum(job.num_bytes for job in jobs)) as bar:
+    jobs = list(_plan_extraction(members, stock.archives, image_root, num_workers))
+    num_bytes, num_extracted = sum(member.size for member in members.values()), 0
+    with progress_bar(None, "extracting", "B", quiet, total=num_bytes) as bar:
         for job, results in run_jobs(_extract, jobs, num_workers):
+            bar.update(sum(members[image].size for image in job.images))
             for image, trouble in zip(job.images, results, strict=True):
                 del stock.members[image]
                 if trouble:
@@ -131,7 +131,6 @@ def extract_missing(stock: Stock, wanted: Collection[str], image_root: Path, *, 
                 else:
                     stock.on_disk.add(image)
                     num_extracted += 1
-            bar.update(job.num_bytes)
     return num_extracted
 
 
@@ -147,20 +146,38 @@ def _check_space(members: Collection[Member], image_root: Path) -> None:
         )
 
 
-def _plan_extraction(members: Mapping[str, Member], archives: list[Archive], image_root: Path) -> Iterable[_Extraction]:
-    """Jobs in the order in which the archives hold the images, so that the disk reads straight on."""
+def _plan_extraction(
+    members: Mapping[str, Member], archives: list[Archive], image_root: Path, num_workers: int
+) -> Iterable[_Extraction]:
+    """Jobs in the order in which the archives hold the images, so that the disk reads straight on.
+
+    A few archives take turns where there are several workers: files that are made in one folder wait for each other.
+    """
     ordered = sorted(members, key=lambda image: (members[image].archive, members[image].offset))
-    for index, images in groupby(ordered, key=lambda image: members[image].archive):
-        job = _Extraction(archives[index].path, image_root, [], [], 0)
-        for image in images:
-            member = members[image]
-            if job.images and (len(job.images) == _JOB_IMAGES or job.num_bytes + member.size > _JOB_BYTES):
-                yield job
-                job = job._replace(images=[], positions=[], num_bytes=0)
-            job.images.append(image)
-            job.positions.append(member.position)
-            job = job._replace(num_bytes=job.num_bytes + member.size)
-        yield job
+    by_archive = [
+        [
+            _Extraction(archives[index].path, image_root, some, [members[image].position for image in some])
+            for some in _portions(images, members)
+        ]
+        for index, images in groupby(ordered, key=lambda image: members[image].archive)
+    ]
+    num_turns = min(num_workers, OPEN_ARCHIVES)
+    for first in range(0, len(by_archive), num_turns):
+        for turn in zip_longest(*by_archive[first : first + num_turns]):
+            yield from filter(None, turn)
+
+
+def _portions(images: Iterable[str], members: Mapping[str, Member]) -> Iterable[list[str]]:
+    """The images in portions of a job's size."""
+    portion, num_bytes = [], 0
+    for image in images:
+        size = members[image].size
+        if portion and (len(portion) == _JOB_IMAGES or num_bytes + size > _JOB_BYTES):
+            yield portion
+            portion, num_bytes = [], 0
+        portion.append(image)
+        num_bytes += size
+    yield portion
 
 
 def _extract(job: _Extraction) -> list[str]:

@@ -110,6 +110,7 @@ def grid_peak(pixels: np.ndarray) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_trained_stand_ins_resemble_their_input_and_leave_a_decoders_grid():
     train, test = load_regions()
     with reproducible(0):

@@ -234,6 +234,7 @@ def test_figures_at_another_prior():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_coverage_of_the_bootstrap_intervals():
     """The intervals must hold the truth in about 95 % of 300 simulated benchmarks.
 
