@@ -29,15 +29,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from dfbench.images import DECODER_ERRORS, MAX_PIXELS, ImageError, decoder_reason, read_image_file
+from dfbench.images import DECODER_ERRORS, FORMATS, MAX_PIXELS, ImageError, decoder_reason, read_image_file
 from dfbench.spectrum import spectral_slope
 
 FEATURES = ("brightness", "contrast", "colorfulness", "si", "spectral_slope")
 COLUMNS = ("image", *FEATURES[:4], "width", "height", "format", "bytes", *FEATURES[4:])
 """The header of a feature CSV. An empty cell is a feature that the image does not have (see ImageFeatures)."""
-
-FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""Pillow's decoders that a hostile file may reach; EPS, for one, would start Ghostscript."""
 
 _BRIGHTNESS_WEIGHTS = (0.2126, 0.7152, 0.0722)
 _BAND_PIXELS = 1 << 19

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from dfbench.features import FORMATS
-from dfbench.images import DECODER_ERRORS, MAX_PIXELS
+from dfbench.images import DECODER_ERRORS, FORMATS, MAX_PIXELS
 from dfbench.processes import progress_bar
 
 FACTS = ("width", "height", "bytes", "format")

@@ -12,6 +12,9 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 MAX_PIXELS = 89_478_485
 """Most pixels an image may claim: Pillow's own warning level. A bound on what a hostile header costs."""
 
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""Pillow's decoders that a hostile file may reach; EPS, for one, would start Ghostscript."""
+
 DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -90,7 +93,7 @@ def _decode(data: bytes, *, truncated_too: bool) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata would fill the terminal of a run
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ImageError(f"claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
                 return image.convert("RGB")

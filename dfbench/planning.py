@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from dfbench.annotations import Sample
-from dfbench.images import DECODER_ERRORS, ImageError, load_image
+from dfbench.images import DECODER_ERRORS, FORMATS, ImageError, load_image
 from dfbench.models.base import Cost, Prompt
 from dfbench.models.packed import PackShape
 
@@ -52,7 +52,7 @@ def measure_costs(samples: Sequence[Sample], image_root: Path, prompt: Prompt, *
 
     def read_size(sample: Sample) -> tuple[int, int] | None:
         try:
-            with Image.open(image_root / sample.image) as image:
+            with Image.open(image_root / sample.image, formats=FORMATS) as image:
                 return image.size
         except DECODER_ERRORS:
             return None

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dfbench.archives import OPEN_ARCHIVES, Archive, Member, disk_bytes, extract_members, read_archive
 from dfbench.errors import InputError
-from dfbench.images import DECODER_ERRORS, MAX_PIXELS, ImageError, load_image
+from dfbench.images import DECODER_ERRORS, FORMATS, MAX_PIXELS, ImageError, load_image
 from dfbench.matching import Misfit, match_images
 from dfbench.prepare_report import Reason
 from dfbench.processes import progress_bar, run_jobs
@@ -230,7 +230,7 @@ def check_image(path: Path, *, decode: bool) -> tuple[str, bool]:
             )  # the bound is ours, below and in load_image
             if decode:
                 return "", load_image(path).truncated
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 width, height = image.size
     except ImageError as error:
         return str(error), False

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from dfbench.images import MAX_PIXELS, ImageError, load_image
+from dfbench.stock import check_image
 
 
 def save(image: Image.Image, path: Path, **options) -> Path:
@@ -142,6 +143,15 @@ def test_what_is_no_image(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ImageError, match=r"^cannot be decoded: "):
         load_image(path)
+
+
+def test_decoders_that_start_other_programs_are_out_of_reach(tmp_path):
+    """Pillow would hand an EPS file, whatever its suffix, to Ghostscript; even its header is not read."""
+    path = tmp_path / "no.png"
+    Image.new("RGB", (40, 30)).save(path, "EPS")
+    with pytest.raises(ImageError, match=r"^cannot be decoded: no image of a known format$"):
+        load_image(path)
+    assert check_image(path, decode=False)[0].startswith("cannot be opened: ")
 
 
 def png_header(width: int, height: int) -> bytes:
