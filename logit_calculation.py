@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from dfbench import cli
-from dfbench.cascade import complete, mark_early
+from dfbench.cascade import complete, is_spared, mark_early
 from dfbench.errors import InputError
 from dfbench.fusion import FITTED_METHODS, METHODS, Rule, fuse, given_weights, join_agents, write_fused
 from dfbench.records import Detector, read_detectors
@@ -31,7 +31,7 @@ def main() -> None:
     frame = fuse(joined, [detector.name for detector in detectors], rule)
     if early:
         refuse_other_rules(args.fusion)
-        last = next(detector.name for detector in detectors if detector.info.get("only_undecided"))
+        last = next(detector.name for detector in detectors if is_spared(detector))
         frame = mark_early(frame, early, last)
         print(f"{len(early):,} images decided before {last} looked")
     info = write_fused(args.output_csv, frame, detectors, rule)

@@ -25,14 +25,19 @@ def settled_images(detectors: Sequence[Detector]) -> set[str]:
     return set(joined["image"][settled])
 
 
+def is_spared(detector: Detector) -> bool:
+    """Whether it ran with `--only_undecided`: it answered the images alone that the others leave open."""
+    return bool(detector.info.get("only_undecided"))
+
+
 def complete(detectors: Sequence[Detector]) -> tuple[list[Detector], set[str]]:
     """The agents with the rows that a cascade spared one of them, and those images.
 
-    An agent that ran with `--only_undecided` (its metadata says so) gets, for each image that the others settle, the
-    mean of their pairs: MoA-DF's mean is then theirs, and its decision the one that any answer would have given. Other
-    agents, and images that are not settled, stay as they are. Raises InputError where more than one agent ran that way.
+    An agent that is spared gets, for each image that the others settle, the mean of their pairs: MoA-DF's mean is then
+    theirs, and its decision the one that any answer would have given. Other agents, and images that are not settled,
+    stay as they are. Raises InputError where more than one agent ran that way.
     """
-    spared = [i for i, detector in enumerate(detectors) if detector.info.get("only_undecided")]
+    spared = [i for i, detector in enumerate(detectors) if is_spared(detector)]
     if not spared:
         return list(detectors), set()
     if len(spared) > 1:

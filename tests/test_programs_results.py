@@ -1,5 +1,6 @@
 """logit_calculation.py and process_results.py as users run them."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from dfbench.cascade import settled_images
+from dfbench.records import read_detector, read_detectors
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = "image,label,answer,logit_A,logit_B,prob_A,prob_B"
@@ -63,6 +67,30 @@ def test_fuse_then_tabulate(agents, tmp_path):
     assert header.split() == ["level", "group", "n", "qwen2.5", "internvl2.5", "internvl3", "MoA-DF"]
     assert max(map(len, found.stdout.split("\ntables in")[0].splitlines())) <= 100
     assert (tmp_path / "out" / "tables" / "accuracy.md").exists()
+
+
+def test_a_cascade_goes_through_both_programs(agents, tmp_path):
+    """The third agent has the open images only; MoA-DF decides all of them as if it had looked at every one."""
+    whole = run("logit_calculation.py", *agents, "--output_csv", tmp_path / "whole.csv")
+    assert whole.returncode == 0, whole.stderr
+    settled = settled_images(read_detectors(agents[:2]))
+    lines = agents[2].read_text().splitlines(keepends=True)
+    lines = [line for line in lines if line.split(",")[0] not in settled]
+    agents[2].write_text("".join(lines))
+    agents[2].with_suffix(".json").write_text(json.dumps({"only_undecided": [str(path) for path in agents[:2]]}))
+    fused = run("logit_calculation.py", *agents, "--output_csv", tmp_path / "moa_df.csv")
+    assert fused.returncode == 0, fused.stderr
+    expected, found = (read_detector(tmp_path / name).frame for name in ("whole.csv", "moa_df.csv"))
+    assert found[["image", "answer"]].equals(expected[["image", "answer"]])
+    tabulated = run("process_results.py", *agents, tmp_path / "moa_df.csv", "--output_dir", tmp_path, "--bootstrap", 0)
+    assert tabulated.returncode == 0, tabulated.stderr
+    first = tabulated.stdout.splitlines()[0]
+    assert first == f"internvl3 is left out: with --only_undecided it answered {len(lines) - 1} images only"
+    header = next(line for line in tabulated.stdout.splitlines() if line.startswith("level"))
+    assert header.split() == ["level", "group", "n", "qwen2.5", "internvl2.5", "MoA-DF"]
+    assert any(
+        line.split()[:3] == ["overall", "all", "images"] and "100" in line for line in tabulated.stdout.splitlines()
+    )
 
 
 @pytest.mark.slow
