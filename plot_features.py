@@ -4,7 +4,8 @@
     python plot_features.py --normalise panel      # min-max-normalise in each panel instead of over all of them
 
 Writes feature_distribution.{svg,png,pdf} and feature_<name>.{svg,png,pdf}, their captions as feature_captions.md, and
-feature_table.{csv,md,tex}: medians, quartiles and the distance of each source from real images.
+feature_table.{csv,md,tex}: medians, quartiles and the distance of each source from real images. A report.html beside
+the output folder, as process_results.py writes it, gets the figures, too.
 """
 
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from dfbench import cli
 from dfbench.feature_plots import NORMALISATIONS, build_feature_report, write_feature_report
 from dfbench.paths import RESULTS
+from dfbench.report import renew_features
 
 
 def main() -> None:
@@ -24,6 +26,9 @@ def main() -> None:
     args = parser.parse_args()
     report = build_feature_report(args.features_dir, normalise=args.normalise)
     paths = write_feature_report(report, args.output_dir)
+    page = args.output_dir.parent / "report.html"
+    if page.exists() and renew_features(page, report):
+        print(f"also in {page}")
     print(f"{len(report.figures)} figures and a table ({len(paths)} files): {args.output_dir}")
 
 

@@ -20,7 +20,7 @@ from dfbench import plots
 from dfbench.audit import MATCHED, Audit, correlation_table
 from dfbench.errors import InputError
 from dfbench.evaluation import Evaluation
-from dfbench.feature_plots import build_feature_report
+from dfbench.feature_plots import FeatureReport, build_feature_report
 from dfbench.gallery import leading_detector, worst_mistakes
 from dfbench.table_formats import Table, write_text
 from dfbench.tables import (
@@ -36,6 +36,9 @@ from dfbench.tables import (
 )
 
 _ASSETS = Path(__file__).parent / "report_assets"
+
+_FEATURES_BEGIN, _FEATURES_END = "<!-- features -->\n", "<!-- end of features -->\n"
+"""Comments between which the page has its feature figures; text from files cannot hold them, being escaped."""
 
 _LONGEST_VALUE = 300
 _MOST_ENTRIES = 200
@@ -69,12 +72,9 @@ def write_report(
     found: Audit | None = None,
 ) -> None:
     """Write the page. image_root: where thumbnails come from. features_dir: feature CSVs to draw, if there are any."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_ASSETS), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
     script, style = ((_ASSETS / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = environment.get_template("report.html").render(
+    page = _template("report.html").render(
         evaluation=evaluation,
         version=dfbench.__version__,
         script=Markup(script),
@@ -93,6 +93,24 @@ def write_report(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page)
+
+
+def renew_features(path: Path, features: FeatureReport) -> bool:
+    """Put these feature figures into a page that `write_report` wrote. Returns False where the page has no place."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(_FEATURES_BEGIN)
+    _, end, after = rest.partition(_FEATURES_END)
+    if not end:
+        return False
+    section = _template("features.html").render(features=_shown(features))
+    write_text(path, before.replace(" hidden>Features</a>", ">Features</a>") + _FEATURES_BEGIN + section + end + after)
+    return True
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_ASSETS), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(name)
 
 
 def headline(evaluation: Evaluation) -> list[Card]:
@@ -167,6 +185,10 @@ def _features(features_dir: Path | None) -> dict[str, Any]:
         features = build_feature_report(features_dir)
     except InputError as error:
         return {"problem": str(error)}
+    return _shown(features)
+
+
+def _shown(features: FeatureReport) -> dict[str, Any]:
     figures = [Drawing(Markup(figure.svg()), figure.caption, True) for figure in features.figures]
     return {"drawings": figures, "table": features.table}
 

@@ -13,8 +13,9 @@ from PIL import Image
 
 from dfbench.audit import MATCHED, audit
 from dfbench.evaluation import evaluate
+from dfbench.feature_plots import build_feature_report
 from dfbench.records import Detector, join
-from dfbench.report import audit_words, flatten, headline, write_report
+from dfbench.report import audit_words, flatten, headline, renew_features, write_report
 
 SOURCES = {"Flick8k": "A", "LIVE": "A", "edit": "B", "Kolors": "B", "NOVA": "B"}
 
@@ -215,14 +216,18 @@ def test_the_audit_is_put_into_words(tmp_path):
     assert "No real and fake image share" in audit_words(evaluate([*found, *facts.probes]), facts)[-1]
 
 
-def test_features_are_drawn_where_they_were_measured(tmp_path):
-    folder = tmp_path / "features"
+def write_features(folder, seed: int):
     folder.mkdir()
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for source in SOURCES:
         table = pd.DataFrame(rng.uniform(10, 200, (30, 4)), columns=["brightness", "contrast", "colorfulness", "si"])
         table.insert(0, "image", [f"DFBench/{source}/{i}.png" for i in range(30)])
         table.to_csv(folder / f"{source}.csv", index=False)
+    return folder
+
+
+def test_features_are_drawn_where_they_were_measured(tmp_path):
+    folder = write_features(tmp_path / "features", seed=0)
     html, page = page_of(tmp_path, evaluate(detectors()), features_dir=folder)
     assert [tag for tag, _ in page.tags].count("svg") > 6
     assert 'class="drawing paper"' in html
@@ -231,3 +236,24 @@ def test_features_are_drawn_where_they_were_measured(tmp_path):
     assert "Not shown: " in page.text
     _, page = page_of(tmp_path, evaluate(detectors()), features_dir=tmp_path / "none")
     assert "Image features" not in page.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [None, 1])
+def test_features_that_are_drawn_later_enter_the_page(tmp_path, before):
+    """A page without features, or with others, becomes the one that is written with them."""
+    earlier = write_features(tmp_path / "earlier", before) if before else None
+    later = write_features(tmp_path / "later", seed=0)
+    path = tmp_path / "page.html"
+    expected, _ = page_of(tmp_path, evaluate(detectors()), features_dir=later)
+    write_report(path, evaluate(detectors()), image_root=tmp_path, features_dir=earlier)
+    assert path.read_text(encoding="utf-8") != expected
+    assert renew_features(path, build_feature_report(later))
+    assert path.read_text(encoding="utf-8") == expected
+
+
+def test_another_page_is_left_alone(tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text("<!-- features -->\nmine")
+    assert not renew_features(path, build_feature_report(write_features(tmp_path / "features", seed=0)))
+    assert path.read_text() == "<!-- features -->\nmine"
