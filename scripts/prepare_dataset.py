@@ -1,6 +1,6 @@
 """The real data set, from what people download to images where the annotations say, verified.
 
-    huggingface-cli download IntMeGroup/DFBench --repo-type dataset --local-dir ./DFBench
+    hf download IntMeGroup/DFBench --repo-type dataset --local-dir ./DFBench
     python scripts/prepare_dataset.py
 
 or both in one, for some sources only: `python scripts/prepare_dataset.py --download --sources Kolors CLIVE`.

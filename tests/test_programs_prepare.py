@@ -38,7 +38,7 @@ def encode(draw):
 
 
 class Downloads:
-    """A folder as `huggingface-cli download` leaves it. expected: image -> the bytes that must come to lie there."""
+    """A folder as `hf download` leaves it. expected: image -> the bytes that must come to lie there."""
 
     def __init__(self, folder, write_rows):
         self.folder, self._write_rows = folder, write_rows
