@@ -62,14 +62,6 @@ def share(text: str) -> float:
     return value
 
 
-def whole_number(text: str) -> int:
-    """`argparse` type: a whole number of at least 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative")
-    return value
-
-
 def run(main: Callable[[], None]) -> int:
     """Run a program and return its exit status: 0 done, 1 failed (one line on stderr), 130 interrupted.
 

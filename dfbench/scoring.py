@@ -1,37 +1,17 @@
-"""The command line of every `evaluate_logit.py`: the model folder names its agent, this does the rest."""
+"""The command line of every `evaluate_logit.py`: the folder names its agent, `dfbench.scoring_run` does the work."""
 
-import logging
 import os
-import platform
 import re
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from dfbench import cli
-from dfbench.annotations import Sample, read_annotations
-from dfbench.cascade import settled_images
-from dfbench.distributed import Ranks
-from dfbench.engine import Outcome, Preparation, score_batches
-from dfbench.errors import InputError
-from dfbench.models import load_prompt, load_scorer
-from dfbench.models.base import DTYPES, Prompt, fingerprint
-from dfbench.models.fp8 import FIRST_CAPABILITY
-from dfbench.paths import REPOSITORY, RESULTS, cache_folder
-from dfbench.planning import Plan, make_plan, measure_costs, share_out
-from dfbench.provenance import describe_software
-from dfbench.records import errors_path, info_path, read_detector, read_detectors, read_info, warnings_path, write_json
-from dfbench.resume import RecordWriter, count_rows, done_batches, part_path, remove_results, settle
-from dfbench.tables import accuracy_lines
-from dfbench.weights import find_weights
+from dfbench.paths import REPOSITORY, RESULTS
 
-logger = logging.getLogger(__name__)
+INTERNVL_PROTOCOLS = ("upstream", "native")
+"""Prompt and image protocols of InternVL (`dfbench.models.internvl`), the default first."""
 
 
 @dataclass(frozen=True)
@@ -46,34 +26,14 @@ class Agent:
 
 def main(agent: Agent, description: str | None) -> None:
     """Parse the command line, score, and print accuracy by source and where the files are."""
-    args = _parse(agent, description)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are the parallelism
-    if args.compile:
-        _keep_compiled_code()
-    ranks = Ranks.from_environment()
-    if args.device == "cuda" and ranks.world > 1:
-        args.device = f"cuda:{ranks.local}"
-    samples = _chosen_samples(args)
-    checkpoint, adapter = find_weights(args.model_path, args.adapter, agent.folder / "output_ckpt")
-    prompt = load_prompt(checkpoint, getattr(args, "protocol", "upstream"))
-    prompt.share_prefix({sample.question for sample in samples})
-    plan = _plan(args, samples, prompt)
-    identity = _identity(args, prompt, adapter)
-    images = [[sample.image for sample in batch.samples] for batch in plan.batches]
-    order = [sample.image for sample in samples]
-    if ranks.first:
-        _begin(args, identity, images, order)
-    ranks.wait()
-    outcome = _score(args, prompt, adapter, plan, images, ranks)
-    outcomes = ranks.gather(outcome)
-    if ranks.first:
-        settle(args.output_csv, images, order)
-        counts = count_rows(args.output_csv)
-        write_json(info_path(args.output_csv), _metadata(args, identity, plan, outcomes, counts))
-        _report(args, outcomes, counts)
+    args = parse(agent, description)
+    from dfbench.scoring_run import run  # only now: transformers takes seconds as well
+
+    run(args, agent)
 
 
-def _parse(agent: Agent, description: str | None) -> Namespace:
+def parse(agent: Agent, description: str | None) -> Namespace:
+    """The arguments, those that depend on the device filled in; `compile` says whether layers are compiled."""
     parser = cli.ArgumentParser(description)
     add = parser.add_argument
     add(
@@ -96,10 +56,10 @@ def _parse(agent: Agent, description: str | None) -> Namespace:
         metavar="CSV",
         help="per-image CSVs of all other agents: score only images whose MoA-DF decision they leave open",
     )
-    add("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:N or cpu")
-    add("--dtype", choices=sorted(DTYPES), help="default: bfloat16 on a GPU, float32 on a CPU")
+    add("--device", type=_device, help="cuda, cuda:N or cpu; default: cuda where there is a GPU")
+    add("--dtype", choices=("bfloat16", "float16", "float32"), help="default: bfloat16 on a GPU, float32 on a CPU")
     workers = "processes that decode images; default: one a core up to 16 on a GPU, 0 on a CPU"
-    add("--workers", type=cli.whole_number, help=workers)
+    add("--workers", type=cli.natural_int, help=workers)
     if agent.protocols:
         add("--protocol", choices=agent.protocols, default=agent.protocols[0], help="prompt and image protocol")
     add("--precision", choices=("full", "fp8"), default="full", help="fp8: 8-bit products, faster and less exact (GPU)")
@@ -108,30 +68,33 @@ def _parse(agent: Agent, description: str | None) -> Namespace:
     add("--overwrite", action="store_true", help="start over instead of resuming")
     add("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args()
+    if args.precision == "fp8" and args.adapter:
+        parser.error("--precision fp8 takes merged weights; merge the adapter first")
+    _suit_the_device(parser, args)
+    return args
+
+
+def _suit_the_device(parser: cli.ArgumentParser, args: Namespace) -> None:
+    """Fill in what depends on the device, and refuse what it cannot do."""
+    import torch  # only now: it takes seconds, which --help and wrong arguments need not wait for
+
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = args.device.startswith("cuda")
     if on_gpu and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: this machine has no usable CUDA GPU; --device cpu works")
+    if on_gpu and int(args.device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        parser.error(f"--device {args.device}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
+    if args.precision == "fp8":
+        from dfbench.models.fp8 import FIRST_CAPABILITY
+
+        if not on_gpu or torch.cuda.get_device_capability(args.device) < FIRST_CAPABILITY:
+            parser.error("--precision fp8 needs a GPU of compute capability 8.9 or more")
     args.dtype = args.dtype or ("bfloat16" if on_gpu else "float32")
-    if args.precision == "fp8" and args.adapter:
-        parser.error("--precision fp8 takes merged weights; merge the adapter first")
-    if args.precision == "fp8" and not (on_gpu and torch.cuda.get_device_capability(args.device) >= FIRST_CAPABILITY):
-        parser.error("--precision fp8 needs a GPU of compute capability 8.9 or more")
     args.compile = on_gpu and args.dtype != "float32" and not args.eager
     if args.batch_size is None and not on_gpu:
         args.batch_size = 8
     if args.workers is None:
         args.workers = min(16, os.cpu_count() or 1) if on_gpu else 0
-    return args
-
-
-def _keep_compiled_code() -> None:
-    """Compiled layers are kept for later runs; torch's own place, the temporary folder, is emptied now and then."""
-    folder = cache_folder() / "compiled"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that cannot be written to: torch's place it is
-        return
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def _device(text: str) -> str:
@@ -142,182 +105,3 @@ def _device(text: str) -> str:
 
 def _budget(text: str) -> int | None:
     return None if text == "auto" else cli.positive_int(text)
-
-
-def _chosen_samples(args: Namespace) -> list[Sample]:
-    samples = read_annotations(args.dataset_path)
-    if args.sources:
-        known = sorted({sample.source for sample in samples})
-        missing = sorted(set(args.sources) - set(known))
-        if missing:
-            raise InputError(
-                args.dataset_path,
-                found=f"no image of {', '.join(missing)}",
-                expected=f"some of {', '.join(known)}",
-                remedy="correct --sources",
-            )
-        samples = [sample for sample in samples if sample.source in set(args.sources)]
-    if args.only_undecided:
-        settled = settled_images(read_detectors(args.only_undecided))
-        samples = [sample for sample in samples if sample.image not in settled]
-        logger.info("%d images are settled by %d other agents", len(settled), len(args.only_undecided))
-        if not samples:
-            raise InputError(
-                args.dataset_path,
-                found="no image whose decision is open",
-                expected="some",
-                remedy="nothing is left to score: fuse the other agents' files",
-            )
-    return samples[: args.limit]
-
-
-def _identity(args: Namespace, prompt: Prompt, adapter: Path | None) -> dict[str, Any]:
-    """What two runs must share for their rows to stand in one file."""
-    return {
-        "model": str(prompt.checkpoint),
-        "model_fingerprint": fingerprint(prompt.checkpoint),
-        "adapter": str(adapter) if adapter else None,
-        "adapter_fingerprint": fingerprint(adapter) if adapter else None,
-        "dtype": args.dtype,
-        "precision": args.precision,
-        "strict_images": args.strict_images,
-        **prompt.describe(),
-    }
-
-
-_PLACES = ("model", "adapter")
-
-
-def check_identity(args: Namespace, identity: dict[str, Any]) -> None:
-    """Raise InputError where the CSV to resume was begun with another model, dtype or protocol."""
-    begun = read_info(args.output_csv).get("identity")
-    if args.overwrite or not begun or not args.output_csv.exists():
-        return
-    for key, value in identity.items():
-        if key not in _PLACES and begun.get(key) != value:
-            raise InputError(
-                args.output_csv,
-                found=f"a run with {key} {begun.get(key)}",
-                expected=f"{key} {value}, as this run has",
-                remedy="repeat the command that began this file, name another --output_csv, or --overwrite it",
-            )
-
-
-def _plan(args: Namespace, samples: list[Sample], prompt: Prompt) -> Plan:
-    costs = measure_costs(samples, args.image_root, prompt)
-    budget = args.token_budget or (automatic_budget(args) if args.device.startswith("cuda") else _CPU_BUDGET)
-    return make_plan(samples, costs, token_budget=budget, batch_size=args.batch_size)
-
-
-_CPU_BUDGET = 1 << 20
-_GPU_BUDGET = 32_768
-"""Tokens of a batch. More do not make an H200 faster; a smaller card gets its share (see `automatic_budget`)."""
-
-
-def automatic_budget(args: Namespace) -> int:
-    """Tokens of a batch that fit beside the weights: a token takes about 0.4 MB in a model of 8 billion parameters.
-
-    From the card's whole memory, not from what is free right now, so that a resumed run forms the same batches.
-    """
-    memory = torch.cuda.get_device_properties(args.device).total_memory
-    room = memory - 20e9 * DTYPES[args.dtype].itemsize / 2
-    return int(min(_GPU_BUDGET, max(2_048, 0.6 * room / 4e5)))
-
-
-def _begin(args: Namespace, identity: dict[str, Any], images: list[list[str]], order: list[str]) -> None:
-    """Bring what earlier runs left into order, or refuse it."""
-    check_identity(args, identity)
-    if args.overwrite:
-        remove_results(args.output_csv)
-    done = settle(args.output_csv, images, order)
-    if 0 < len(done) < len(images):
-        logger.info("resuming: %d of %d batches are done", len(done), len(images))
-    write_json(info_path(args.output_csv), {"identity": identity, "finished": False})
-
-
-def _score(
-    args: Namespace, prompt: Prompt, adapter: Path | None, plan: Plan, images: list[list[str]], ranks: Ranks
-) -> Outcome:
-    """Score this process's share of the batches that are not done."""
-    done = done_batches(args.output_csv, images)
-    left = [index for index in range(len(images)) if index not in done]
-    mine = share_out(left, [batch.total.tokens for batch in plan.batches], ranks.world)[ranks.rank]
-    num_done = sum(len(images[index]) for index in done) if ranks.world == 1 else 0
-    path = args.output_csv if ranks.world == 1 else part_path(args.output_csv, ranks.rank)
-    with RecordWriter(path) as writer:
-        return score_batches(
-            [plan.batches[index] for index in mine],
-            partial(
-                Preparation,
-                image_root=args.image_root,
-                prompt=prompt,
-                shape=plan.shape if args.compile else None,
-                strict=args.strict_images,
-            ),
-            partial(
-                load_scorer,
-                prompt,
-                device=args.device,
-                dtype=args.dtype,
-                adapter=adapter,
-                compiled=args.compile,
-                fp8=args.precision == "fp8",
-            ),
-            writer,
-            workers=args.workers,
-            pin_memory=args.device.startswith("cuda"),
-            num_done=num_done,
-            quiet=args.quiet or not ranks.first,
-        )
-
-
-def _metadata(
-    args: Namespace, identity: dict[str, Any], plan: Plan, outcomes: list[Outcome], counts: dict[str, int]
-) -> dict[str, Any]:
-    on_gpu = args.device.startswith("cuda")
-    return {
-        "identity": identity,
-        "finished": True,
-        "dataset": str(args.dataset_path),
-        "image_root": str(args.image_root),
-        "sources": args.sources,
-        "limit": args.limit,
-        "only_undecided": [str(path) for path in args.only_undecided] if args.only_undecided else None,
-        **counts,
-        "batches": len(plan.batches),
-        "tokens_a_batch": plan.shape.tokens,
-        "attention": "varlen" if on_gpu and args.dtype != "float32" else "sdpa",
-        "compiled": args.compile,
-        "device": torch.cuda.get_device_name(args.device) if on_gpu else platform.processor() or platform.machine(),
-        "processes": len(outcomes),
-        "images_per_second": round(sum(outcome.images_per_second for outcome in outcomes), 2),
-        "startup_seconds": round(max(outcome.startup for outcome in outcomes), 1),
-        "waited_for_images": round(max(outcome.wait_share for outcome in outcomes), 4),
-        "seed": None,  # nothing here is random
-        **describe_software(("torch", "transformers", "peft", "pillow")),
-        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def _report(args: Namespace, outcomes: list[Outcome], counts: dict[str, int]) -> None:
-    if counts["rows"]:
-        for line in accuracy_lines([read_detector(args.output_csv)]):
-            print(line)
-    scored = sum(outcome.num_scored for outcome in outcomes)
-    speed = f"{sum(outcome.images_per_second for outcome in outcomes):.1f} images/s"
-    waited = f"{max(outcome.wait_share for outcome in outcomes):.0%} of the time spent waiting for images"
-    print(f"{counts['rows']} images in {args.output_csv}")
-    if scored:
-        print(f"{scored} of them now, {speed}, {waited}")
-    elif counts["rows"]:
-        print("all of them were there already")
-    if counts["warnings"]:
-        found = f"{counts['warnings']} truncated images, decoded as far as they go"
-        print(f"{found}: {warnings_path(args.output_csv)}")
-    if counts["errors"]:
-        raise InputError(
-            errors_path(args.output_csv),
-            found=f"{counts['errors']} images without an answer",
-            expected="an answer for each",
-            remedy="see the file for the reasons; with the images mended, --overwrite scores all again",
-        )

@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 
 from dfbench import cli
-from dfbench.models.internvl import PROTOCOLS
-from dfbench.scoring import Agent, main
+from dfbench.scoring import INTERNVL_PROTOCOLS, Agent, main
 
 AGENT = Agent(
-    name="internvl2.5", folder=Path(__file__).resolve().parent, dataset="data/img_test.jsonl", protocols=PROTOCOLS
+    name="internvl2.5",
+    folder=Path(__file__).resolve().parent,
+    dataset="data/img_test.jsonl",
+    protocols=INTERNVL_PROTOCOLS,
 )
 
 if __name__ == "__main__":

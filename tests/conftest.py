@@ -164,9 +164,8 @@ def evaluate_anywhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     The agent has all protocols and looks for weights and annotations in `tmp_path / "agent"`.
     """
     from dfbench import cli, scoring
-    from dfbench.models.internvl import PROTOCOLS
 
-    agent = scoring.Agent("agent", tmp_path / "agent", "img_test.json", PROTOCOLS)
+    agent = scoring.Agent("agent", tmp_path / "agent", "img_test.json", scoring.INTERNVL_PROTOCOLS)
 
     def run(*arguments: object) -> Finished:
         monkeypatch.setattr("sys.argv", ["evaluate_logit.py", *map(str, arguments)])
@@ -247,6 +246,6 @@ def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
             fake.seen.append(len(batch["pixels"]))
             return torch.tensor([fake.logits(total) for total in batch["pixels"].tolist()], dtype=torch.float32)
 
-    monkeypatch.setattr("dfbench.scoring.load_prompt", FakePrompt)
-    monkeypatch.setattr("dfbench.scoring.load_scorer", FakeScorer)
+    monkeypatch.setattr("dfbench.scoring_run.load_prompt", FakePrompt)
+    monkeypatch.setattr("dfbench.scoring_run.load_scorer", FakeScorer)
     return fake

@@ -10,7 +10,7 @@ def parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser("What it does.\n\n    python program.py --image_root DIR")
     parser.add_argument("--image_root", default="here", help="folder")
     parser.add_argument("--limit", type=cli.positive_int, help="how many")
-    parser.add_argument("--workers", type=cli.whole_number, default=0, help="processes")
+    parser.add_argument("--workers", type=cli.natural_int, default=0, help="processes")
     parser.add_argument("names", nargs="*")
     return parser
 

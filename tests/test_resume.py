@@ -39,8 +39,8 @@ def output(tmp_path) -> Path:
 def run(evaluate, fake_model, photo_set, damaged, output, tmp_path, monkeypatch):
     """A function: further arguments -> a scoring run on the damaged photo set, in batches of three."""
     # Tables and versions are of no interest here, and cost ten times what the run does.
-    monkeypatch.setattr("dfbench.scoring.accuracy_lines", lambda _: [])
-    monkeypatch.setattr("dfbench.scoring.describe_software", lambda _: {})
+    monkeypatch.setattr("dfbench.scoring_run.accuracy_lines", lambda _: [])
+    monkeypatch.setattr("dfbench.scoring_run.describe_software", lambda _: {})
     usual = ("--model_path", tmp_path / "model", "--dataset_path", photo_set.messages, "--image_root", damaged)
     (tmp_path / "model").mkdir()
     return lambda *more: evaluate(*usual, "--output_csv", output, "--batch_size", BATCH, *more)

@@ -34,8 +34,6 @@ MAX_TILES = 6
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-PROTOCOLS = ("upstream", "native")
-
 
 @dataclass(frozen=True)
 class _Shape:
