@@ -16,9 +16,9 @@ import pandas as pd
 
 from dfbench import cli
 from dfbench.cascade import complete, is_spared, mark_early
+from dfbench.detectors import Detector, read_detectors
 from dfbench.errors import InputError
 from dfbench.fusion import FITTED_METHODS, METHODS, Rule, fuse, given_weights, join_agents, write_fused
-from dfbench.records import Detector, read_detectors
 from dfbench.result_files import MOA_DF_CSV, agent_csvs
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from dfbench import cli
 from dfbench.audit import MATCHED, audit, correlation_table
 from dfbench.cascade import is_spared
+from dfbench.detectors import join, read_detectors
 from dfbench.evaluation import evaluate
 from dfbench.paths import REPOSITORY, RESULTS
-from dfbench.records import join, read_detectors
 from dfbench.report import write_report
 from dfbench.result_files import MOA_DF_CSV, detector_csvs
 from dfbench.table_files import write_tables

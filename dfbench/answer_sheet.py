@@ -41,7 +41,7 @@ class Group:
 
 
 class AnswerSheet:
-    """Rows of a join (see `records.join`), all of them labelled, sorted by source and label.
+    """Rows of a join (see `detectors.join`), all of them labelled, sorted by source and label.
 
     joined: the rows in that order. groups: in the order of the second axis of `measure`.
     """

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from dfbench.detectors import Detector
 from dfbench.errors import InputError
 from dfbench.image_facts import read_facts
 from dfbench.ranking import log_odds
-from dfbench.records import Detector
 from dfbench.sources import FAKE, REAL
 from dfbench.table_formats import Table
 
@@ -59,7 +59,7 @@ def audit(
     seed: int = 0,
     quiet: bool = True,
 ) -> Audit:
-    """Audit the answers of detectors (see `records.join`); only images with a label are fitted and correlated.
+    """Audit the answers of detectors (see `detectors.join`); only images with a label are fitted and correlated.
 
     Facts come from the feature CSVs in `features_dir` where they have them, from the headers of the images below
     `image_root` otherwise. Raises InputError where no image can be read.

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from dfbench.detectors import Detector, join
 from dfbench.errors import InputError
-from dfbench.records import Detector, join
 
 _ROUNDING = 1e-5
 """Sums closer than this to a bound count as open, so that no rounding of written float32 values can turn a decision."""

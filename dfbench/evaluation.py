@@ -11,9 +11,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from dfbench.answer_sheet import METRICS, AnswerSheet
+from dfbench.detectors import Detector, join
 from dfbench.errors import InputError
 from dfbench.evaluation_frames import evasion_frame, pair_frame, reweighted_frame, score_frame
-from dfbench.records import Detector, join
 from dfbench.sources import CATALOGUE, DFBENCH, NUM_TEST
 
 
@@ -85,7 +85,7 @@ def evaluate(
 
     num_draws: bootstrap draws; 0 leaves all intervals but Wilson's empty. prior: share of real images (0 to 1) at
     which to give the overall figures once more. weightings: {name: weights by image} to give them under as well.
-    Raises InputError as `records.join` does, and where no image has a label.
+    Raises InputError as `detectors.join` does, and where no image has a label.
     """
     joined = join(detectors, partial=partial)
     labelled = joined[joined["label"] != ""]

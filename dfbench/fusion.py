@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dfbench.detectors import Detector, join, write_detector
 from dfbench.errors import InputError
 from dfbench.letters import answers
 from dfbench.provenance import describe_software
-from dfbench.records import Detector, join, write_detector
 
 FITTED_METHODS = ("weighted", "calibrated", "stacked")
 METHODS = ("mean_prob", "mean_logit", "vote", *FITTED_METHODS)
@@ -61,7 +61,7 @@ class Rule:
 
 
 def agents_of(joined: pd.DataFrame, num_agents: int) -> Agents:
-    """The agents' answers out of a join (see `records.join`)."""
+    """The agents' answers out of a join (see `detectors.join`)."""
     columns = [[f"prob_{letter}_{i}" for i in range(num_agents)] for letter in "AB"]
     pairs = np.stack([joined[names].to_numpy(np.float64) for names in columns], axis=2)
     return Agents(pairs, np.stack([_odds(joined, pairs[:, i], i) for i in range(num_agents)], axis=1))
@@ -105,7 +105,7 @@ def _pair(odds: np.ndarray) -> np.ndarray:
 def fuse(joined: pd.DataFrame, names: Sequence[str], rule: Rule) -> pd.DataFrame:
     """Rows of a per-image CSV: its columns (logits NaN: a fused detector has none), then `prob_B_<name>` of each agent.
 
-    joined: their answers (see `records.join`). The answer goes by the float32 pair that is written.
+    joined: their answers (see `detectors.join`). The answer goes by the float32 pair that is written.
     """
     agents = agents_of(joined, len(names))
     if rule.folds:
@@ -142,7 +142,7 @@ def given_weights(weights: Sequence[float], num_agents: int) -> Rule:
 
 
 def join_agents(detectors: Sequence[Detector], *, partial: bool = False) -> pd.DataFrame:
-    """`records.join`, for fusion: refuses agents that are fusions themselves, which would count some agents twice."""
+    """`detectors.join`, for fusion: refuses agents that are fusions themselves, which would count some agents twice."""
     for detector in detectors:
         if "fusion" in detector.info:
             raise InputError(

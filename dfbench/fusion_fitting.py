@@ -13,9 +13,10 @@ import pandas as pd
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
+from dfbench.detectors import Detector, read_detector, read_detectors
 from dfbench.errors import InputError
 from dfbench.fusion import FITTED_METHODS, Agents, Parameters, Rule, agents_of, join_agents
-from dfbench.records import Detector, read_detector, read_detectors, read_json_object
+from dfbench.records import read_json_object
 from dfbench.sources import FAKE
 
 

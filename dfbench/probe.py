@@ -5,10 +5,10 @@ import pandas as pd
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedKFold
 
+from dfbench.detectors import Detector
 from dfbench.errors import InputError
 from dfbench.fusion_fitting import deal_sources
 from dfbench.letters import answers
-from dfbench.records import Detector
 from dfbench.sources import FAKE, REAL
 
 _NUM_FOLDS = 5

@@ -13,6 +13,7 @@ import torch
 
 from dfbench.annotations import Sample, read_annotations
 from dfbench.cascade import settled_images
+from dfbench.detectors import read_detector, read_detectors
 from dfbench.distributed import Ranks
 from dfbench.engine import Outcome, Preparation, score_batches
 from dfbench.errors import InputError
@@ -21,7 +22,7 @@ from dfbench.models.base import DTYPES, Prompt, fingerprint
 from dfbench.paths import cache_folder
 from dfbench.planning import Plan, make_plan, measure_costs, share_out
 from dfbench.provenance import describe_software
-from dfbench.records import errors_path, info_path, read_detector, read_detectors, read_info, warnings_path, write_json
+from dfbench.records import errors_path, info_path, read_info, warnings_path, write_json
 from dfbench.resume import RecordWriter, count_rows, done_batches, part_path, remove_results, settle
 from dfbench.scoring import Agent
 from dfbench.tables import accuracy_lines

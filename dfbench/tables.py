@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pandas as pd
 
+from dfbench.detectors import Detector
 from dfbench.evaluation import Evaluation, agent_numbers, evaluate
 from dfbench.evaluation_frames import COMPARED_METRICS
-from dfbench.records import Detector
 from dfbench.sources import Category
 from dfbench.table_formats import Table, terminal_lines
 

@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 
 from dfbench import cli
+from dfbench.detectors import write_detector
 from dfbench.letters import answers, probabilities
 from dfbench.paths import REPOSITORY
-from dfbench.records import write_detector
 from dfbench.sources import DFBENCH, NUM_TEST, Category
 
 SHARES = {"real": 9_357 / NUM_TEST, "edited": 3_000 / NUM_TEST, "generated": 96_774 / NUM_TEST}

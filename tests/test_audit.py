@@ -7,9 +7,9 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from dfbench.audit import MATCHED, audit, correlation_table, correlations, matched_weights
+from dfbench.detectors import Detector, join
 from dfbench.errors import InputError
 from dfbench.evaluation import evaluate
-from dfbench.records import Detector, join
 
 SOURCES = {"Flick8k": "A", "LIVE": "A", "CSIQ": "A", "edit": "B", "Kolors": "B", "NOVA": "B"}
 

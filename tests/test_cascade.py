@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 from dfbench.cascade import complete, mark_early, settled_images
+from dfbench.detectors import Detector
 from dfbench.errors import InputError
 from dfbench.fusion import Rule, fuse, join_agents
 from dfbench.letters import answers
-from dfbench.records import Detector
 
 
 def detector(name: str, prob_a: np.ndarray, images: list[str], **info) -> Detector:

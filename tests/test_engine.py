@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from dfbench.annotations import Sample
+from dfbench.detectors import read_detector
 from dfbench.models.base import Cost
 from dfbench.planning import make_plan, share_out
-from dfbench.records import read_detector, read_info
+from dfbench.records import read_info
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 from dfbench.answer_sheet import METRICS, AnswerSheet
+from dfbench.detectors import Detector
 from dfbench.errors import InputError
 from dfbench.evaluation import evaluate, prior_weights
 from dfbench.evaluation_frames import interval
-from dfbench.records import Detector
 
 
 def detector(name: str, answers: dict[str, str], labels: dict[str, str]) -> Detector:

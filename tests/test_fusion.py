@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dfbench.detectors import Detector, read_detector, read_detectors
 from dfbench.errors import InputError
 from dfbench.fusion import METHODS, Rule, fuse, given_weights, join_agents, write_fused
-from dfbench.records import Detector, read_detector, read_detectors
 
 
 def detector(name: str, prob_fake: list[float]) -> Detector:

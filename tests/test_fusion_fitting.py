@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from dfbench.detectors import Detector, read_detectors
 from dfbench.errors import InputError
 from dfbench.fusion import Agents, Rule, agents_of, apply_rule, fuse, join_agents, write_fused
 from dfbench.fusion_fitting import cross_fit, deal_sources, fit, fit_on_files, saved_rule
-from dfbench.records import Detector, read_detectors
 
 SOURCES = {"Flick8k": "A", "LIVE": "A", "CSIQ": "A", "edit": "B", "Kolors": "B", "NOVA": "B"}
 

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from dfbench.detectors import Detector
 from dfbench.evaluation import evaluate
 from dfbench.gallery import MISTAKES_A_CATEGORY, THUMBNAIL_SIDE, leading_detector, thumbnail, worst_mistakes
-from dfbench.records import Detector
 
 
 def detector(name: str, prob_fake: dict[str, float], info=None) -> Detector:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dfbench.annotations import Sample
+from dfbench.detectors import read_detector
 from dfbench.engine import Preparation
 from dfbench.models import load_prompt, load_scorer
 from dfbench.models.base import Scorer
@@ -15,7 +16,6 @@ from dfbench.models.fp8 import FIRST_CAPABILITY
 from dfbench.models.packed import Segments, attend, rotate
 from dfbench.models.windows import attend_windows
 from dfbench.planning import make_plan, measure_costs
-from dfbench.records import read_detector
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 

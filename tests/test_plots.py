@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from dfbench import plots
+from dfbench.detectors import Detector
 from dfbench.evaluation import Evaluation, evaluate
-from dfbench.records import Detector
 
 SOURCES = {"Flick8k": "A", "LIVE": "A", "edit": "B", "Kolors": "B", "NOVA": "B"}
 ALL = (

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dfbench.detectors import Detector, join
 from dfbench.probe import probe_detectors
-from dfbench.records import Detector, join
 
 SOURCES = {"Flick8k": "A", "LIVE": "A", "CSIQ": "A", "edit": "B", "Kolors": "B", "NOVA": "B"}
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dfbench.cascade import settled_images
-from dfbench.records import read_detector, read_detectors
+from dfbench.detectors import read_detector, read_detectors
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = "image,label,answer,logit_A,logit_B,prob_A,prob_B"

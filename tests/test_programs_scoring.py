@@ -14,7 +14,7 @@ import pytest
 from safetensors import safe_open
 
 from dfbench.annotations import Sample
-from dfbench.records import read_detector
+from dfbench.detectors import read_detector
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from dfbench.audit import MATCHED, audit
+from dfbench.detectors import Detector, join
 from dfbench.evaluation import evaluate
 from dfbench.feature_plots import build_feature_report
-from dfbench.records import Detector, join
 from dfbench.report import audit_words, flatten, headline, renew_features, write_report
 
 SOURCES = {"Flick8k": "A", "LIVE": "A", "edit": "B", "Kolors": "B", "NOVA": "B"}

@@ -22,8 +22,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from dfbench.detectors import Detector
 from dfbench.evaluation import evaluate
-from dfbench.records import Detector
 from dfbench.report import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

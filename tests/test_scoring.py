@@ -13,9 +13,10 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 from dfbench.annotations import Sample
+from dfbench.detectors import read_detector
 from dfbench.images import load_image
 from dfbench.models import load_prompt, load_scorer
-from dfbench.records import COLUMNS, read_detector
+from dfbench.records import COLUMNS
 
 AGENTS = ("qwen2.5", "internvl2.5", "internvl3")
 

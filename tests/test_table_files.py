@@ -5,8 +5,8 @@ import csv
 import numpy as np
 import pandas as pd
 
+from dfbench.detectors import Detector
 from dfbench.evaluation import Evaluation, evaluate
-from dfbench.records import Detector
 from dfbench.table_files import TABLE_NAMES, write_tables
 from dfbench.tables import all_tables, evasion_table, result_lines
 

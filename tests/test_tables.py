@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from dfbench.answer_sheet import METRICS
+from dfbench.detectors import Detector
 from dfbench.evaluation import evaluate
-from dfbench.records import Detector
 from dfbench.sources import DFBENCH, NUM_TEST
 from dfbench.tables import (
     PAPER_COLUMN,
