@@ -68,7 +68,8 @@ def run(main: Callable[[], None]) -> int:
     `argparse` exits with 2 by itself on wrong arguments. Only the user's and the machine's faults (`InputError`,
     `OSError`) become one line; anything else is our own bug and keeps its traceback.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("dfbench").setLevel(logging.INFO)  # libraries may warn, no more
     try:
         main()
     except InputError as error:
