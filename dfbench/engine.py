@@ -164,7 +164,7 @@ def score_batches(
     with tqdm(total=total, initial=num_done, unit="img", desc="scoring", smoothing=0.05, disable=hidden) as bar:
         while position < len(batches):
             # Workers are forked here: at first before the model and CUDA exist in this process.
-            prepared = iter(_loader(prepare(batches[position:], pieces=outcome.pieces), workers, pin_memory))
+            prepared = _until_none(prepare(batches[position:], pieces=outcome.pieces), workers, pin_memory)
             if scorer is None:
                 scorer = load_scorer()
                 bar.unpause()
@@ -193,8 +193,12 @@ def _halve(outcome: Outcome, left: Sequence[PlannedBatch]) -> None:
     logger.warning("out of GPU memory: going on with batches of 1/%d of the token budget", outcome.pieces)
 
 
-def _loader(dataset: Preparation, workers: int, pin_memory: bool) -> DataLoader:
-    return DataLoader(
+def _until_none(dataset: Preparation, workers: int, pin_memory: bool) -> Iterator[PreparedBatch | None]:
+    """The batches out of worker processes, which start at once, then None.
+
+    A worker that the system killed becomes one line instead of a traceback.
+    """
+    loader = DataLoader(
         dataset,
         batch_size=None,
         num_workers=workers,
@@ -202,19 +206,37 @@ def _loader(dataset: Preparation, workers: int, pin_memory: bool) -> DataLoader:
         prefetch_factor=2 if workers else None,
         multiprocessing_context="fork" if workers else None,
     )
+    return _guarded(iter(loader), workers)
+
+
+def _guarded(batches: Iterator[PreparedBatch], workers: int) -> Iterator[PreparedBatch | None]:
+    try:
+        yield from batches
+    except (RuntimeError, OSError, EOFError) as error:
+        # What is raised inside of a worker says "Caught ..." and is a bug of ours. The rest is what the loader meets
+        # when a worker is gone: a signal, a connection that broke off in the middle of a batch.
+        if workers == 0 or str(error).startswith("Caught "):
+            raise
+        raise InputError(
+            "image workers",
+            found=(str(error).splitlines() or ["a connection that broke off"])[0],
+            expected="workers that live",
+            remedy="what is scored is kept: repeat the command with fewer --workers",
+        ) from None
+    yield None
 
 
 Rows = tuple[list[tuple[str, ...]], list[tuple[str, str]], list[tuple[str, str]]]
 """What a batch adds to the three files: rows, errors, warnings."""
 
 
-def _scored(prepared: Iterator[PreparedBatch], scorer: Scorer, outcome: Outcome) -> Iterator[Rows]:
+def _scored(prepared: Iterator[PreparedBatch | None], scorer: Scorer, outcome: Outcome) -> Iterator[Rows]:
     """Rows of one batch after the other, each fetched while the next runs on the GPU; keeps the outcome's clocks."""
     began = first = None  # when the first batch was through the model, and that batch
     before = outcome.seconds
     running: tuple[PreparedBatch, list[PendingLogits]] | None = None
     previous: PendingLogits | None = None
-    for batch in _until_none(prepared):
+    for batch in prepared:
         launched: list[PendingLogits] = []
         try:
             for pack in batch.packs if batch else ():
@@ -236,23 +258,6 @@ def _scored(prepared: Iterator[PreparedBatch], scorer: Scorer, outcome: Outcome)
                 outcome.waited += sum(pending.idle_before for pending in running[1])
             yield rows
         running = (batch, launched) if batch else None
-
-
-def _until_none(prepared: Iterator[PreparedBatch]) -> Iterator[PreparedBatch | None]:
-    """The loader's batches, then None; a worker that the system killed becomes one line instead of a traceback."""
-    try:
-        yield from prepared
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        # The connections: a batch of it was being fetched when the worker died.
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        raise InputError(
-            "image workers",
-            found=(str(error).splitlines() or ["a connection that broke off"])[0],
-            expected="workers that live",
-            remedy="what is scored is kept: repeat the command with fewer --workers",
-        ) from None
-    yield None
 
 
 class PendingLogits:

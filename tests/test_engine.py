@@ -10,6 +10,8 @@ import torch
 
 from dfbench.annotations import Sample
 from dfbench.detectors import read_detector
+from dfbench.engine import PreparedBatch, _guarded
+from dfbench.errors import InputError
 from dfbench.models.base import Cost
 from dfbench.planning import make_plan, share_out
 from dfbench.records import read_info
@@ -63,6 +65,31 @@ def test_a_worker_that_is_killed_is_one_line(run, output, monkeypatch):
     assert len(finished.err.splitlines()) == 1
     assert run("--batch_size", 2).status == 0
     assert len(read_detector(output).frame) == 12
+
+
+def test_a_bug_inside_a_worker_keeps_its_traceback(run, monkeypatch):
+    def fail(path, **options):
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setattr("dfbench.engine.load_image", fail)
+    with pytest.raises(RuntimeError, match=r"(?s)Caught RuntimeError.*a bug of ours"):
+        run("--workers", 1)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("received 0 items of ancdata"), FileNotFoundError(2, "No such file"), EOFError()]
+)
+def test_what_the_loader_meets_when_a_worker_is_gone(error):
+    def batches():
+        yield PreparedBatch(["1.jpg"])
+        raise error
+
+    guarded = _guarded(batches(), workers=1)
+    assert next(guarded).images == ["1.jpg"]
+    with pytest.raises(InputError, match=r"image workers: found .*fewer --workers"):
+        next(guarded)
+    with pytest.raises(type(error)):
+        list(_guarded(batches(), workers=0))
 
 
 # --------------------------------------------------------------------------------------------------------------- clocks
