@@ -1,7 +1,8 @@
 """The exact cascade: where the agents that have answered settle MoA-DF's decision, the last one need not look.
 
 MoA-DF calls an image real if the sum of its K agents' P(A) exceeds K / 2. Each P(A) lies in [0, 1], so once K - 1 of
-them sum to s, the decision is open only for K / 2 - 1 <= s <= K / 2: for three agents, 0.5 <= P1(A) + P2(A) <= 1.5.
+them sum to s, the decision is open only for K / 2 - 1 <= s <= K / 2: for three agents, 0.5 <= P1(A) + P2(A) <= 1.5. In
+terms of both letters: as long as the sums of P(A) and of P(B) differ by no more than 1.
 """
 
 from collections.abc import Sequence
@@ -12,17 +13,16 @@ import pandas as pd
 from dfbench.detectors import Detector, join
 from dfbench.errors import InputError
 
-_ROUNDING = 1e-5
-"""Sums closer than this to a bound count as open, so that no rounding of written float32 values can turn a decision."""
+_ROUNDING = 2e-5
+"""Differences closer than this to 1 count as open, so that no rounding of written values can turn a decision."""
 
 
 def settled_images(detectors: Sequence[Detector]) -> set[str]:
     """Images that all of these agents answered and whose decision one more agent cannot change."""
     joined = join(detectors, partial=True)
-    total = sum(joined[f"prob_A_{i}"].to_numpy(np.float64) for i in range(len(detectors)))
-    half = (len(detectors) + 1) / 2
-    settled = (total < half - 1 - _ROUNDING) | (total > half + _ROUNDING)
-    return set(joined["image"][settled])
+    # Both letters, because upstream's rounded pairs need not sum to 1.
+    sums = [sum(joined[f"prob_{letter}_{i}"].to_numpy(np.float64) for i in range(len(detectors))) for letter in "AB"]
+    return set(joined["image"][np.abs(sums[0] - sums[1]) > 1 + _ROUNDING])
 
 
 def is_spared(detector: Detector) -> bool:

@@ -159,6 +159,7 @@ def score_batches(
     """
     outcome, position = Outcome(), 0
     scorer: Scorer | None = None
+    prepared: Iterator[PreparedBatch | None] | None = None
     total = num_done + sum(len(batch.samples) for batch in batches)
     hidden = quiet or not sys.stderr.isatty()
     with tqdm(total=total, initial=num_done, unit="img", desc="scoring", smoothing=0.05, disable=hidden) as bar:
@@ -168,6 +169,7 @@ def score_batches(
             if scorer is None:
                 scorer = load_scorer()
                 bar.unpause()
+            out_of_memory = False
             try:
                 for rows, errors, warnings in _scored(prepared, scorer, outcome):
                     writer.write(rows, errors, warnings)
@@ -176,6 +178,9 @@ def score_batches(
                     bar.update(len(rows) + len(errors))
                     bar.set_postfix(waiting=f"{outcome.wait_share:.0%}", refresh=False)
             except torch.OutOfMemoryError:
+                out_of_memory = True
+            if out_of_memory:  # out here, where no traceback holds on to the tensors of the pass that failed
+                prepared = None  # its workers end
                 torch.cuda.empty_cache()
                 _halve(outcome, batches[position:])
     return outcome

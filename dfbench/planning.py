@@ -122,15 +122,18 @@ class _OpenBatch:
 
 
 def fitting_shape(batches: Sequence[PlannedBatch]) -> PackShape:
-    """The smallest shape that holds each of the batches."""
+    """The smallest shape that holds each of the batches, images that cannot be used left out."""
     totals = [batch.total for batch in batches]
+    usable = [[cost for cost in batch.costs if cost != UNKNOWN] for batch in batches]
+    kinds = {cost[:2] for costs in usable for cost in costs}
     return PackShape(
         tokens=max(total.tokens for total in totals),
-        prompts=max(len(batch.samples) for batch in batches),
-        longest=max(cost.tokens for batch in batches for cost in batch.costs),
+        prompts=max(map(len, usable)),
+        longest=max((tokens for tokens, _ in kinds), default=0),
         vision=max(total.vision for total in totals),
-        largest=max(cost.vision for batch in batches for cost in batch.costs),
+        largest=max((vision for _, vision in kinds), default=0),
         windows=max(total.windows for total in totals),
+        uniform=len(kinds) == 1,
     )
 
 

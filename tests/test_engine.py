@@ -13,7 +13,7 @@ from dfbench.detectors import read_detector
 from dfbench.engine import PreparedBatch, _guarded
 from dfbench.errors import InputError
 from dfbench.models.base import Cost
-from dfbench.planning import make_plan, share_out
+from dfbench.planning import UNKNOWN, make_plan, share_out
 from dfbench.records import read_info
 
 
@@ -202,7 +202,7 @@ def plan_of(costs: list[tuple[int, int]], **options) -> list[list[int]]:
     for batch in plan.batches:
         assert batch.total.tokens <= plan.shape.tokens
         assert batch.total.vision <= plan.shape.vision
-        assert len(batch.samples) <= plan.shape.prompts
+        assert sum(cost != UNKNOWN for cost in batch.costs) <= plan.shape.prompts
     return [[int(sample.image[:-4]) for sample in batch.samples] for batch in plan.batches]
 
 
@@ -242,6 +242,22 @@ def test_images_of_many_patches_fill_a_batch_too():
 def test_images_that_cannot_be_used_cost_nothing():
     assert plan_of([(60, 6), (0, 0), (0, 0), (60, 6)]) == [[0, 1, 2], [3]]
     assert plan_of([(0, 0)] * 3) == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("costs", "uniform"),
+    [
+        ([(10, 4)] * 3, True),
+        ([(10, 4), (0, 0), (10, 4)], True),  # what cannot be used is never laid out
+        ([(10, 4), (9, 4)], False),
+        ([(10, 4), (10, 5)], False),
+    ],
+)
+def test_a_run_is_uniform_if_all_its_prompts_are_alike(costs, uniform):
+    """Also where every batch holds one image, so that the largest fills its batch."""
+    samples = [Sample(f"{i}.jpg", "A", "Real?") for i in range(len(costs))]
+    plan = make_plan(samples, [Cost(*cost) for cost in costs], token_budget=100, batch_size=1)
+    assert plan.shape.uniform is uniform
 
 
 def test_batches_are_shared_out_evenly():

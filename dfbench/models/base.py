@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -150,7 +151,11 @@ class Scorer(ABC):
 
     @staticmethod
     def compile(function: Callable, compiled: bool) -> Callable:
-        return torch.compile(function, dynamic=False, fullgraph=True) if compiled else function
+        if not compiled:
+            return function
+        # Each size of batch that memory running out leads to is compiled anew; torch would give up at eight.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        return torch.compile(function, dynamic=False, fullgraph=True)
 
     @cached_property
     def prefix(self) -> Prefix:
@@ -271,6 +276,14 @@ def _with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
         raise _unusable(
             adapter, error, "a LoRA adapter of this model", "name the adapter that was trained on it"
         ) from None
+    left_out = [name for name, part in wrapped.named_modules() if isinstance(part, BaseTunerLayer) and _is_read(name)]
+    if left_out:
+        raise InputError(
+            adapter,
+            found=f"LoRA weights on {left_out[0].removeprefix('base_model.model.')}, which scoring reads unadapted",
+            expected="LoRA on the layers of the language model, the vision tower or the projector",
+            remedy="merge the adapter and score the merged model",
+        )
     strange = list(loaded.unexpected_keys) + [key for key in loaded.missing_keys if "lora_" in key]
     if strange:
         raise InputError(
@@ -280,6 +293,11 @@ def _with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
             remedy="name the adapter that was trained on it",
         )
     return wrapped.get_base_model()
+
+
+def _is_read(name: str) -> bool:
+    """Whether scoring reads the weights of this module itself, past whatever an adapter puts around it."""
+    return name.endswith("lm_head") or "patch_embed" in name
 
 
 def _unusable(place: Path, error: Exception, expected: str, remedy: str) -> InputError:

@@ -32,7 +32,8 @@ class Segments:
     bounds: int32 (B + 1,); segment i is [bounds[i], bounds[i + 1]). Empty segments are allowed at the end, and tokens
         after the last bound belong to none: both serve to keep shapes fixed.
     longest: no segment is longer. A kernel's launch size, so a round number serves as well.
-    uniform: every segment has exactly `longest` tokens, and no token is left over.
+    uniform: every segment has exactly `longest` tokens, and no token is left over. Never where `size` was given: which
+        kernel runs must not depend on the batch.
     """
 
     bounds: Tensor
@@ -45,7 +46,7 @@ class Segments:
         lengths = torch.as_tensor(lengths, dtype=torch.int32)
         longest = int(lengths.max()) if longest is None else longest
         bounds = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-        uniform = size in (None, len(lengths)) and bool((lengths == longest).all())
+        uniform = size is None and bool((lengths == longest).all())
         if size is not None:
             bounds = torch.cat([bounds, bounds[-1:].expand(size + 1 - len(bounds))])
         return cls(bounds, longest, uniform)
@@ -138,18 +139,18 @@ class Layout:
     @classmethod
     def of(cls, lengths: Tensor, prefix: int, shape: "PackShape | None" = None) -> "Layout":
         """Layout of prompts of these lengths (prefix left out), on the CPU, filled up to `shape` where there is one."""
+        size, tokens, longest = None, int(lengths.sum()), int(lengths.max())
+        if shape:
+            size, tokens, longest = shape.prompts, shape.tokens, shape.longest
         if shape and shape.uniform:
-            lengths = torch.full((shape.prompts,), shape.longest)  # filled up with whole prompts
-        size = shape.prompts if shape else len(lengths)
-        tokens = shape.tokens if shape else int(lengths.sum())
-        longest = shape.longest if shape else int(lengths.max())
+            lengths, size = torch.full((shape.prompts,), shape.longest), None  # filled up with whole prompts
         queries = Segments.of(lengths, size=size, longest=longest)
         keys = Segments.of(lengths + prefix, size=size, longest=longest + prefix)
         # Key j of prompt i is row j of the prefix, or else row j - prefix of the prompt's own, which start at its
         # bound.
         prompt = torch.arange(len(lengths)).repeat_interleave(lengths + prefix)
         place = torch.arange(len(prompt)) - keys.bounds[prompt]
-        rows = torch.zeros(tokens + size * prefix, dtype=torch.int64)
+        rows = torch.zeros(tokens + (size or len(lengths)) * prefix, dtype=torch.int64)
         rows[: len(prompt)] = torch.where(place < prefix, place, queries.bounds[prompt] + place)
         last = (queries.bounds[1:].long() - 1).clamp(min=0)
         return cls(queries, keys, rows, last, Segments.of(torch.ones(len(lengths)), size=size, longest=1))
@@ -171,6 +172,7 @@ class PackShape:
     tokens, prompts: of the language model, shared prefix left out. longest: tokens of the longest prompt.
     vision: tiles (InternVL) or patches (Qwen2.5-VL). largest: those of the largest image.
     windows: attention windows of the vision tower.
+    uniform: all prompts of the run are equally long, images as well, so that batches are filled up with whole ones.
     """
 
     tokens: int
@@ -179,11 +181,7 @@ class PackShape:
     vision: int
     largest: int
     windows: int = 0
-
-    @property
-    def uniform(self) -> bool:
-        """All prompts are equally long, so that batches are filled up with whole ones."""
-        return self.tokens == self.prompts * self.longest and self.vision == self.prompts * self.largest
+    uniform: bool = False
 
 
 def fill_up(tensor: Tensor, size: int | None, dim: int = 0) -> Tensor:

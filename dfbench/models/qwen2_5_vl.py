@@ -123,8 +123,9 @@ class QwenPrompt(Prompt):
         tokens, patches = (shape.tokens, shape.vision) if shape else (None, None)
         order = torch.cat([order, torch.arange(len(order), patches // self.merge**2)]) if shape else order
         image_patches = grids.prod(dim=1)
+        size = shape and shape.prompts
         if shape and shape.uniform:
-            image_patches = torch.full((shape.prompts,), shape.largest)  # filled up with whole images
+            image_patches, size = torch.full((shape.prompts,), shape.largest), None  # filled up with whole images
         return {
             "input_ids": fill_up(input_ids, tokens),
             "positions": fill_up(torch.cat([self._positions(item) for item in prepared], dim=1), tokens, dim=1),
@@ -132,7 +133,7 @@ class QwenPrompt(Prompt):
             "image_slots": (input_ids == self.image_token_id).nonzero().flatten(),
             "pixels": fill_up(torch.cat([item.pixels for item in prepared]), patches),
             "patch_positions": fill_up(get_vision_position_ids(grids, self.merge), patches),
-            "images": Segments.of(image_patches, size=shape and shape.prompts, longest=shape and shape.largest),
+            "images": Segments.of(image_patches, size=size, longest=shape and shape.largest),
             "windows": Segments.of(bounds.diff(), size=shape and shape.windows, longest=self._window_patches),
             "window_order": order,
             "count": lengths,
