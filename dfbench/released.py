@@ -164,10 +164,11 @@ def download(folder: Path, sources: Collection[str], *, quiet: bool = False) -> 
     """
     import httpx  # both are slow to load, and only a download needs them
     import huggingface_hub
+    from huggingface_hub.utils import disable_progress_bars
 
     names = wanted_files(sources)
     if quiet:
-        huggingface_hub.utils.disable_progress_bars()
+        disable_progress_bars()
     try:
         huggingface_hub.snapshot_download(
             HUB_REPOSITORY,
@@ -176,9 +177,22 @@ def download(folder: Path, sources: Collection[str], *, quiet: bool = False) -> 
             allow_patterns=[pattern for name in names for pattern in (name, f"*/{name}")],
         )
     except (OSError, httpx.HTTPError) as error:
-        raise InputError(
-            f"download of {HUB_REPOSITORY}",
-            found=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
-            expected="the data set's files",
-            remedy="check the network or set HF_ENDPOINT to a mirror, then repeat the command: it goes on from there",
-        ) from None
+        found = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise _download_error(found) from None
+    # With a server out of reach and anything in the folder, `snapshot_download` warns and returns.
+    if absent := [name for name in names if not _is_in(folder, name)]:
+        raise _download_error(f"that {', '.join(absent)} did not come")
+
+
+def _is_in(folder: Path, name: str) -> bool:
+    """Whether a file lies in a folder or one level below, where the patterns of the download put it."""
+    return (folder / name).is_file() or any(path.is_file() for path in folder.glob(f"*/{name}"))
+
+
+def _download_error(found: str) -> InputError:
+    return InputError(
+        f"download of {HUB_REPOSITORY}",
+        found=found,
+        expected="the data set's files",
+        remedy="check the network or set HF_ENDPOINT to a mirror, then repeat the command: it goes on from there",
+    )

@@ -1,6 +1,8 @@
 """Where released files are found, how they are kept, and what a download asks for."""
 
 import json
+import subprocess
+import sys
 
 import httpx
 import huggingface_hub
@@ -188,9 +190,25 @@ def test_only_the_archives_asked_for_are_wanted():
         wanted_files(["demo_photos", "Kolor"])
 
 
-def test_download_asks_the_hub_for_those_files_only(tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: calls.append((args, options)))
+@pytest.fixture
+def fetching(monkeypatch):
+    """Stands for the Hub's client: notes how it was called, and puts the files that are in `names` into the folder."""
+
+    def snapshot_download(*args, **options):
+        calls.append((args, options))
+        options["local_dir"].mkdir(exist_ok=True)
+        for name in names:
+            (options["local_dir"] / name).parent.mkdir(exist_ok=True)
+            (options["local_dir"] / name).touch()
+
+    calls, names = [], []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return calls, names
+
+
+def test_download_asks_the_hub_for_those_files_only(tmp_path, fetching):
+    calls, names = fetching
+    names += wanted_files(["CLIVE"])
     download(tmp_path, ["CLIVE"])
     ((args, options),) = calls
     assert args == ("IntMeGroup/DFBench",)
@@ -198,6 +216,34 @@ def test_download_asks_the_hub_for_those_files_only(tmp_path, monkeypatch):
     assert options["local_dir"] == tmp_path
     assert {"CLIVE.zip", "*/CLIVE.zip", "img_test.json"} <= set(options["allow_patterns"])
     assert not any("Kolors" in pattern for pattern in options["allow_patterns"])
+
+
+def test_a_quiet_download_shows_no_progress(tmp_path):
+    """In a fresh process: `huggingface_hub` loads its parts when they are first asked for."""
+    program = """
+import sys, pathlib, huggingface_hub
+from dfbench.released import download, wanted_files
+folder = pathlib.Path(sys.argv[1])
+def snapshot_download(*args, **options):
+    for name in wanted_files(["CLIVE"]):
+        (folder / name).touch()
+huggingface_hub.snapshot_download = snapshot_download
+download(folder, ["CLIVE"], quiet=True)
+from huggingface_hub.utils import are_progress_bars_disabled
+print(are_progress_bars_disabled())
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_a_download_that_brings_less_than_was_asked_for_is_an_error(tmp_path, fetching):
+    """The Hub's client only warns where the server is out of reach and the folder has something in it."""
+    _, names = fetching
+    names += [name for name in wanted_files(["CLIVE", "LIVE"]) if name not in ("CLIVE.zip", "img_test.jsonl")]
+    with pytest.raises(InputError, match=r"found that img_test.jsonl, CLIVE.zip did not come.*HF_ENDPOINT"):
+        download(tmp_path, ["CLIVE", "LIVE"])
+    names += ["real/CLIVE.zip", "img_test.jsonl"]
+    download(tmp_path, ["CLIVE", "LIVE"])
 
 
 @pytest.mark.parametrize("error", [OSError("disk full\nand more"), httpx.ConnectError("no route"), ConnectionError()])
