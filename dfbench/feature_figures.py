@@ -74,6 +74,9 @@ PANELS: Mapping[Category | None, tuple[str, str]] = {
 # Writing a PDF, it tells in 20 lines how it cut each font down.
 logging.getLogger("fontTools").setLevel(logging.WARNING)
 
+NARROWEST = 0.01
+"""Standard deviation, as a share of what is drawn, below which values are a line: their curve would be no wider."""
+
 _MOST_UNBINNED = 5000
 _BINS = 2048
 
@@ -116,18 +119,23 @@ class FeatureFigure:
 
 
 def density(values: np.ndarray, grid: np.ndarray) -> np.ndarray | None:
-    """Gaussian kernel density of values, float64 (N,), at the points of `grid`; None for a single value.
+    """Gaussian kernel density of values, float64 (N,), at the points of `grid`, evenly spaced.
 
-    The bandwidth is Scott's: N^(-1/5) standard deviations. More than 5,000 values are counted in 2,048 bins first,
-    which moves the curve by less than a thousandth of its height.
+    None for values that a curve cannot show: a single one, or a standard deviation below NARROWEST of the grid's range.
+
+    The bandwidth is Scott's, N^(-1/5) standard deviations, or half a step of the grid where that is more: narrower
+    peaks would fall between its points. More than 5,000 values are counted in 2,048 bins first, which moves the curve
+    by less than a thousandth of its height.
     """
-    if len(values) < 2 or np.ptp(values) <= 1e-9 * max(1.0, np.ptp(grid)):
+    deviation = values.std(ddof=1) if len(values) > 1 else 0.0
+    if deviation < NARROWEST * np.ptp(grid):
         return None
+    bandwidth = max(len(values) ** -0.2, (grid[1] - grid[0]) / 2 / deviation)
     if len(values) <= _MOST_UNBINNED:
-        return gaussian_kde(values)(grid)
+        return gaussian_kde(values, bw_method=bandwidth)(grid)
     counts, edges = np.histogram(values, _BINS)
     centres = (edges[1:] + edges[:-1]) / 2
-    return gaussian_kde(centres, bw_method=len(values) ** -0.2, weights=counts)(grid)
+    return gaussian_kde(centres, bw_method=bandwidth, weights=counts)(grid)
 
 
 def laid_out(figure: Figure) -> Figure:

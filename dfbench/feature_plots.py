@@ -15,7 +15,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dfbench.feature_figures import COLUMN_WIDTH, LINES, NAMES, PANELS, STYLE, UNITS, FeatureFigure, density, laid_out
+from dfbench.feature_figures import (
+    COLUMN_WIDTH,
+    LINES,
+    NAMES,
+    NARROWEST,
+    PANELS,
+    STYLE,
+    UNITS,
+    FeatureFigure,
+    density,
+    laid_out,
+)
 from dfbench.feature_table import SourceFeatures, feature_table, read_features
 from dfbench.features import FEATURES
 from dfbench.sources import Category
@@ -94,7 +105,7 @@ def _draw_panel(panel: Axes, values: pd.DataFrame, limits: pd.DataFrame) -> None
         scaled = (sample - low) / (high - low) if high > low else np.full(len(sample), beside)
         curve = density(scaled, grid)
         if curve is None:
-            panel.axvline(scaled.mean(), color=colour, linestyle=dashes, linewidth=1.2, gid="single value")
+            panel.axvline(np.median(scaled), color=colour, linestyle=dashes, linewidth=1.2, clip_on=False, gid="line")
         else:
             panel.plot(grid, curve, color=colour, linestyle=dashes, linewidth=1.2)
     if values.empty:
@@ -125,8 +136,9 @@ def _panels_caption(
     return (
         f"Distributions of five image features. {'; '.join(panels)}. Each feature is min-max-normalised {scope}; each"
         " image of a panel counts the same. Gaussian kernel densities with Scott's bandwidth, n^(-1/5) standard"
-        " deviations of the n normalised values; a vertical line is a feature with a single value, near the middle"
-        " where there is no range to normalise by." + _stand_ins(sources)
+        " deviations of the n normalised values; a vertical line is a feature with a single value, or the median of"
+        f" values with a standard deviation below {NARROWEST}; it is near the middle where there is no range to"
+        " normalise by." + _stand_ins(sources)
     )
 
 
@@ -143,7 +155,7 @@ def draw_sources(sources: Sequence[SourceFeatures], feature: str) -> FeatureFigu
     figure = Figure(figsize=(COLUMN_WIDTH, 0.8 + 0.25 * len(sources)), layout="constrained")
     axes = figure.subplots()
     real = _pooled(source for source in sources if source.is_real)[feature].dropna().to_numpy()
-    limits = _limits(_pooled(sources)[feature].dropna().to_numpy())
+    limits = _limits([source.values[feature].dropna().to_numpy() for source in sources])
     grid = np.linspace(*limits, _POINTS)
     background = density(real, grid)
     names = [shortened(source.name, 20) + STAND_IN_MARK * source.stand_in for source in sources]
@@ -164,11 +176,13 @@ def draw_sources(sources: Sequence[SourceFeatures], feature: str) -> FeatureFigu
     return FeatureFigure(f"feature_{feature}", title, _sources_caption(sources, feature, limits), laid_out(figure))
 
 
-def _limits(values: np.ndarray) -> tuple[float, float]:
-    """Where a feature is drawn: but for one image in a thousand at each end, with a margin."""
-    if len(values) == 0:
+def _limits(samples: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Where a feature is drawn: but for one image in a thousand at each end, every source's median, with a margin."""
+    medians = [np.median(sample) for sample in samples if len(sample)]
+    if not medians:
         return 0.0, 1.0
-    low, high = np.quantile(values, (0.001, 0.999))
+    low, high = np.quantile(np.concatenate(samples), (0.001, 0.999))
+    low, high = min(low, *medians), max(high, *medians)
     margin = 0.03 * (high - low) or 0.5
     return low - margin, high + margin
 
@@ -179,12 +193,11 @@ def _draw_row(axes: Axes, row: int, colour: str, values: np.ndarray, grid: np.nd
     axes.text(1.01, row + _ROW_HEIGHT / 4, f"{len(values):,}", **beside)
     if len(values) == 0:
         return
-    curve = density(values, grid)
+    median, curve = np.median(values), density(values, grid)
     if curve is None:
-        axes.vlines(values.mean(), row, row + _ROW_HEIGHT, color=colour, linewidth=1.2)
+        axes.vlines(median, row, row + _ROW_HEIGHT, color=colour, linewidth=1.2)
         return
     curve = row + _ROW_HEIGHT * curve / curve.max()
-    median = np.median(values)
     axes.fill_between(grid, row, curve, color=colour, alpha=0.35, linewidth=0)
     axes.plot(grid, curve, color=colour, linewidth=0.9)
     axes.vlines(median, row, np.interp(median, grid, curve), color=colour, linewidth=0.9)
@@ -194,7 +207,8 @@ def _sources_caption(sources: Sequence[SourceFeatures], feature: str, limits: tu
     return (
         f"{NAMES[feature]} ({UNITS[feature]}) of the images of each source, their number on the right. Gaussian kernel"
         " densities with Scott's bandwidth, n^(-1/5) standard deviations, each drawn to the same height, with a line at"
-        " the median; a line alone is a source with a single value. Gray, in every row: the images of all real sources"
+        " the median; a line alone is a source with a single value, or with a standard deviation below"
+        f" {NARROWEST:.0%} of the width. Gray, in every row: the images of all real sources"
         f" together. Drawn from {limits[0]:.4g} to {limits[1]:.4g}, which leaves out at most one image in a thousand at"
         f" each end.{_stand_ins(sources, STAND_IN_MARK)}"
     )

@@ -62,6 +62,23 @@ def test_no_density_of_a_single_value(values: list[float]) -> None:
     assert density(np.array(values), np.linspace(0, 10, 50)) is None
 
 
+def test_no_density_of_what_is_narrower_than_a_line() -> None:
+    grid = np.linspace(0, 100, 128)
+    values = np.random.default_rng(0).normal(50, 1, 500)
+    values = 50 + (values - values.mean()) / values.std(ddof=1)
+    assert density(50 + 0.99 * (values - 50), grid) is None
+    assert density(50 + 1.01 * (values - 50), grid) is not None
+
+
+@pytest.mark.parametrize("count", [1000, 100_000])
+def test_no_peak_falls_between_the_points(count: int) -> None:
+    """Two values half-way between points, and a bandwidth far below a step."""
+    grid = np.linspace(0, 100, 101)
+    curve = density(np.tile([48.5, 51.5], count), grid)
+    assert np.trapezoid(curve, grid) == pytest.approx(1, abs=0.1)
+    assert curve.max() > 0.2
+
+
 # --------------------------------------------------------------------------------------------------- the paper's figure
 
 
@@ -104,6 +121,19 @@ def test_constant_and_single_row_sources_are_lines() -> None:
     assert len({x[0] for x, _ in alone.values()}) == len(FEATURES)  # side by side, none hidden
 
 
+def test_nearly_constant_sources_are_lines_and_leave_the_others_their_height() -> None:
+    rng = np.random.default_rng(0)
+    spread = source("LIVE", 40, 40, count=500)
+    spread.values[:] += rng.normal(0, 0.02, spread.values.shape)
+    sources = [source("Flick8k", 0, 100), spread, source("edit", 60, 60.0001)]
+    drawn = draw_panels(sources, "common")
+    for panel, expected in ((1, 0.4), (2, 0.6)):
+        for x, y in curves(drawn, panel).values():
+            assert list(x) == [pytest.approx(expected, abs=0.001)] * 2
+            assert list(y) == [0, 1]
+    assert drawn.figure.axes[0].get_ylim()[1] < 2  # Flick8k's evenly spread values have a density of 1
+
+
 def test_unknown_sources_have_a_panel_of_their_own() -> None:
     drawn = draw_panels([*ALL_KINDS, source("my photos", 0, 30)], "common")
     assert drawn.figure.axes[4].get_title(loc="left") == "(e) Other sources"
@@ -132,6 +162,21 @@ def test_every_source_has_a_row() -> None:
         assert line.get_ydata().max() == pytest.approx(row + 0.85)
     assert axes.get_xlabel().startswith("Spatial information")
     assert drawn.svg()  # a dollar sign is no mathematics
+
+
+@pytest.mark.filterwarnings("error")
+def test_every_source_shows_in_its_row() -> None:
+    """One image far out, four alike, and 50 that hardly differ: none is skipped, none lies outside the axes."""
+    many = [source("Flick8k", 20, 200, 4000), source("Kolors", 30, 190, 4000)]
+    few = [source("Janus", 251, 251, 1), source("NOVA", 5, 5, 4), source("PixArt", 100, 100.0002, 50)]
+    (axes,) = draw_sources([*many, *few], "brightness").figure.axes
+    low, high = axes.get_xlim()
+    assert low < 5 < 251 < high
+    lines = [path for collection in axes.collections for path in collection.get_paths() if len(path.vertices) == 2]
+    upright = {path.vertices[0, 1]: path.vertices for path in lines if np.ptp(path.vertices[:, 0]) == 0}
+    for row, expected in ((2, 251), (1, 5), (0, 100.0001)):
+        assert upright[row].tolist() == [[pytest.approx(expected), row], [pytest.approx(expected), row + 0.85]]
+    assert set(upright) == {0, 1, 2, 3, 4}
 
 
 def test_a_source_without_the_feature_keeps_its_row() -> None:
