@@ -5,9 +5,10 @@ Format: PKWARE's APPNOTE.TXT 6.3, as far as Python's `zipfile` reads it (zip64 i
 """
 
 import contextlib
+import copy
 import errno
 import functools
-import lzma
+import hashlib
 import os
 import re
 import stat
@@ -17,7 +18,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from dfbench.images import MAX_PIXELS
 
@@ -33,13 +34,14 @@ MAX_IMAGE_BYTES = 3 * MAX_PIXELS
 _MAX_RATIO, _RATIO_MATTERS_FROM = 200, 32 << 20
 """A member of 32 MiB or more that claims 200 times its compressed size is a bomb. Small blank bitmaps do reach 1000."""
 
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""What the data set's archives use. `zipfile` has no bound for what a few bytes of bzip2 or LZMA may grow to."""
+
 _JUNK_NAMES = frozenset((".ds_store", "thumbs.db", "desktop.ini"))
 
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
-    lzma.LZMAError,
     struct.error,
     EOFError,
     OSError,
@@ -50,10 +52,17 @@ _ZIP_ERRORS = (
 )
 """What `zipfile` and its decompressors raise on broken input."""
 
-_ONE_NAME_ERRORS = frozenset(
-    (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EILSEQ, errno.EINVAL)
+ONE_NAME_ERRORS = frozenset(
+    (
+        *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
+        *(errno.ENOENT, errno.ELOOP, errno.EILSEQ, errno.EINVAL),
+    )
 )
 """Faults of one target's name; any other fault (no space, no permission) would meet the next image too."""
+
+
+CANNOT_WRITE = "cannot be written: "
+"""How the trouble with an image begins where its target is at fault, not its archive."""
 
 
 class Member(NamedTuple):
@@ -154,7 +163,7 @@ def _refusal(info: zipfile.ZipInfo, name: str, archive_bytes: int) -> str:
     if info.flag_bits & 0x1:
         return "encrypted"
     if info.compress_type not in _METHODS:
-        return f"compression method {info.compress_type}, which is not supported"
+        return f"compression method {info.compress_type}, where stored and deflated members are supported"
     if info.file_size > MAX_IMAGE_BYTES or info.header_offset + info.compress_size > archive_bytes:
         return f"claims {max(info.file_size, info.compress_size):,} bytes, more than there can be"
     if info.file_size >= _RATIO_MATTERS_FROM and info.file_size > _MAX_RATIO * info.compress_size:
@@ -169,9 +178,10 @@ OPEN_ARCHIVES = 4
 def extract_members(archive: Path, wanted: Sequence[tuple[int, str]]) -> list[str]:
     """Extract members, each to its own file: (position in the zip's directory, target path) pairs.
 
-    Returns for each what went wrong, "" for success. A target appears whole or not at all: it is written under a
-    temporary name (`.NAME.part`) in its folder, which must exist, and its CRC-32 has been compared by then. Raises
-    OSError where writing fails for a reason that other targets share, such as a full disk.
+    Returns for each what went wrong, "" for success; what begins with CANNOT_WRITE is the target's fault. A target
+    appears whole or not at all: it is written under a temporary name (`.HASH.part`) in its folder, which must exist,
+    and its CRC-32 has been compared by then. Raises OSError, naming the target, where writing fails for a reason that
+    other targets share, such as a full disk.
     """
     try:
         file = _open(archive, archive.stat().st_mtime_ns)
@@ -189,27 +199,53 @@ def _open(archive: Path, changed: int) -> zipfile.ZipFile:
 def _extract(file: zipfile.ZipFile, position: int, target: str) -> str:
     info = file.infolist()[position]
     try:
-        with file.open(info) as member:
-            data = member.read()
+        data = _read(file, info)
     except _ZIP_ERRORS as error:
         return f"broken in its archive: {error or type(error).__name__}"
     if len(data) != info.file_size:
-        return f"broken in its archive: {len(data):,} bytes in place of {info.file_size:,}"
+        more = "more than " if len(data) > info.file_size else f"{len(data):,} bytes in place of "
+        return f"broken in its archive: {more}{info.file_size:,}"
     try:
         _put_in_place(data, target)
     except OSError as error:
-        if error.errno not in _ONE_NAME_ERRORS:
+        if error.errno not in ONE_NAME_ERRORS:
             raise
-        return f"cannot be written: {error.strerror}"
+        return f"{CANNOT_WRITE}{error.strerror}"
     return ""
+
+
+def _read(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A member's bytes: one more than it claims where it goes on after them, for the claim is not to be believed.
+
+    `read()` without a number inflates all there is before it looks at the claim.
+    """
+    longer = copy.copy(info)
+    longer.file_size += 1
+    with file.open(longer) as member:
+        return member.read(longer.file_size)
 
 
 def _put_in_place(data: bytes, target: str) -> None:
     folder, name = os.path.split(target)
-    temporary = os.path.join(folder, f".{name}.part")
-    with open(temporary, "wb") as file:
-        file.write(data)
-    os.replace(temporary, target)
+    # Short, so that every name that fits the file system has one; the same in each run, so that no rest of one stays.
+    temporary = os.path.join(folder, f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:24]}.part")
+    try:
+        with _create(temporary) as file:
+            file.write(data)
+        os.replace(temporary, target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise OSError(error.errno, error.strerror, target) from error
+
+
+def _create(path: str) -> BinaryIO:
+    """Open a new file. What lies there, a rest of a killed run or a link elsewhere, is removed and not written to."""
+    try:
+        return open(path, "xb")
+    except FileExistsError:
+        os.unlink(path)
+        return open(path, "xb")
 
 
 def disk_bytes(sizes: Iterable[int], block: int = 4096) -> int:

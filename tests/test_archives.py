@@ -4,7 +4,9 @@ import errno
 import os
 import stat
 import struct
+import tracemalloc
 import zipfile
+import zlib
 
 import pytest
 
@@ -151,10 +153,11 @@ def test_encrypted_members_are_refused(tmp_path):
     assert refusals(path) == {"1.jpg": "encrypted"}
 
 
-def test_unknown_compression_is_refused(tmp_path):
+@pytest.mark.parametrize("method", [1, 9, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_unknown_and_unbounded_compression_is_refused(tmp_path, method):
     path = make_zip(tmp_path / "a.zip", {"1.jpg": b"x"})
-    patch_directory(path, 10, "<H", 9)  # Deflate64
-    assert refusals(path) == {"1.jpg": "compression method 9, which is not supported"}
+    patch_directory(path, 10, "<H", method)
+    assert refusals(path) == {"1.jpg": f"compression method {method}, where stored and deflated members are supported"}
 
 
 def test_a_claim_of_4_gb_is_refused_and_the_others_stay(tmp_path):
@@ -225,13 +228,13 @@ def test_no_change_of_a_directory_byte_escapes_as_an_exception(tmp_path):
             wanted = [(member.position, str(tmp_path / "out.jpg")) for member in archive.members if not member.refusal]
             if not archive.error:
                 extract_members(path, wanted)
-    assert {file.name for file in tmp_path.iterdir()} <= {"a.zip", "out.jpg", ".out.jpg.part"}
+    assert {file.name for file in tmp_path.iterdir()} <= {"a.zip", "out.jpg"}
 
 
 # ----------------------------------------------------------------------------------------------------------- extraction
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_members_are_extracted_byte_for_byte(tmp_path, method):
     contents = {"a/1.jpg": os.urandom(100_000), "2.jpg": b"", "3.jpg": bytes(50_000)}
     path = make_zip(tmp_path / "a.zip", contents, method)
@@ -252,13 +255,44 @@ def test_names_may_repeat_because_positions_count(tmp_path):
     assert (tmp_path / "x.jpg").read_bytes() == b"first"
 
 
-def test_an_existing_file_and_an_earlier_half_are_replaced(tmp_path):
-    path = make_zip(tmp_path / "a.zip", {"1.jpg": b"whole"})
-    (tmp_path / "1.jpg").write_bytes(b"ol")
-    (tmp_path / ".1.jpg.part").write_bytes(b"a longer rest of a killed run")
-    assert extract_members(path, [(0, str(tmp_path / "1.jpg"))]) == [""]
-    assert (tmp_path / "1.jpg").read_bytes() == b"whole"
-    assert not (tmp_path / ".1.jpg.part").exists()
+def temporary_name(path, target, monkeypatch):
+    """The name under which a target is written first, as a run that is killed before the last step leaves it."""
+    with monkeypatch.context() as killed:
+        killed.setattr(archives.os, "replace", lambda *_: None)
+        assert extract_members(path, [(0, str(target))]) == [""]
+    (temporary,) = (each for each in target.parent.iterdir() if each.name.startswith("."))
+    return temporary
+
+
+def test_an_existing_file_and_an_earlier_half_are_replaced(tmp_path, monkeypatch):
+    path, target = make_zip(tmp_path / "a.zip", {"1.jpg": b"whole"}), tmp_path / "1.jpg"
+    temporary = temporary_name(path, target, monkeypatch)
+    assert not target.exists()
+    target.write_bytes(b"ol")
+    temporary.write_bytes(b"a longer rest of a killed run")
+    assert extract_members(path, [(0, str(target))]) == [""]
+    assert target.read_bytes() == b"whole"
+    assert {file.name for file in tmp_path.iterdir()} == {"a.zip", "1.jpg"}
+
+
+def test_a_link_under_the_temporary_name_is_not_followed(tmp_path, monkeypatch):
+    path, target, other = make_zip(tmp_path / "a.zip", {"1.jpg": b"whole"}), tmp_path / "1.jpg", tmp_path / "other"
+    temporary = temporary_name(path, target, monkeypatch)
+    temporary.unlink()
+    other.write_bytes(b"precious")
+    temporary.symlink_to(other)
+    assert extract_members(path, [(0, str(target))]) == [""]
+    assert other.read_bytes() == b"precious"
+    assert target.read_bytes() == b"whole"
+    assert not target.is_symlink()
+
+
+def test_the_longest_name_that_a_file_can_have(tmp_path):
+    path = make_zip(tmp_path / "a.zip", {"1.jpg": b"x", "2.jpg": b"y"})
+    names = ["x" * 251 + ".jpg", "é" * 125 + "y.jpg"]  # 255 bytes each
+    assert extract_members(path, [(i, str(tmp_path / name)) for i, name in enumerate(names)]) == ["", ""]
+    assert [(tmp_path / name).read_bytes() for name in names] == [b"x", b"y"]
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_broken_member_is_told_and_leaves_nothing(tmp_path):
@@ -281,6 +315,22 @@ def test_a_member_that_is_longer_or_shorter_than_it_claims_is_no_image(tmp_path)
         assert not (tmp_path / "1.jpg").exists()
 
 
+@pytest.mark.parametrize("claim", [1_000, 2 << 20])
+def test_what_a_member_inflates_to_beyond_its_claim_takes_no_memory(tmp_path, claim):
+    """The directory claims little for 256 MiB of zeros, with the CRC-32 of as many zeros as it claims."""
+    path = make_zip(tmp_path / "a.zip", {"1.bmp": bytes(256 << 20)})
+    patch_directory(path, 24, "<I", claim)
+    patch_directory(path, 16, "<I", zlib.crc32(bytes(claim)))
+    assert refusals(path) == {"1.bmp": ""}
+    tracemalloc.start()
+    (trouble,) = extract_members(path, [(0, str(tmp_path / "1.bmp"))])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert trouble.startswith("broken in its archive")
+    assert peak < 16 << 20
+    assert not (tmp_path / "1.bmp").exists()
+
+
 def test_an_archive_that_is_gone_or_replaced_between_jobs(tmp_path):
     path = make_zip(tmp_path / "a.zip", {"1.jpg": b"old"})
     assert extract_members(path, [(0, str(tmp_path / "1.jpg"))]) == [""]
@@ -297,20 +347,24 @@ def test_a_target_that_cannot_be_is_told_and_the_others_go_on(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     targets = [tmp_path / "folder.jpg", tmp_path / ("x" * 300 + ".jpg"), tmp_path / "3.jpg"]
     troubles = extract_members(path, [(i, str(target)) for i, target in enumerate(targets)])
-    assert "cannot be written" in troubles[0]
-    assert "cannot be written" in troubles[1]
+    assert troubles[0].startswith(archives.CANNOT_WRITE)
+    assert troubles[1].startswith(archives.CANNOT_WRITE)
     assert troubles[2] == ""
+    assert {file.name for file in tmp_path.iterdir()} == {"a.zip", "folder.jpg", "3.jpg"}
 
 
-def test_a_full_disk_ends_the_whole(tmp_path, monkeypatch):
+def test_a_full_disk_ends_the_whole_and_names_the_file(tmp_path, monkeypatch):
     path = make_zip(tmp_path / "a.zip", {"1.jpg": b"x"})
 
     def replace(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(archives.os, "replace", replace)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         extract_members(path, [(0, str(tmp_path / "1.jpg"))])
+    assert caught.value.filename == str(tmp_path / "1.jpg")
+    assert caught.value.errno == errno.ENOSPC
+    assert {file.name for file in tmp_path.iterdir()} == {"a.zip"}
 
 
 # ---------------------------------------------------------------------------------------------------------------- names
