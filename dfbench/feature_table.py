@@ -13,6 +13,7 @@ The reference are the images of all real sources, distorted ones included, but t
 how far apart real sources are from each other, which is the measure for the generators.
 """
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def read_features(folder: Path) -> list[SourceFeatures]:
     """All sources of a folder, in the order of the catalogue, unknown ones last; CSVs without a row are left out.
 
     Raises InputError for a missing folder, one without any measured image, a missing column, a cell that is no number,
-    and an image that stands in two rows.
+    a row longer than the header, and an image that stands in two rows.
     """
     paths = sorted(path for path in folder.glob("*.csv") if not path.name.endswith(_SUFFIXES_OF_OTHERS))
     sources = [source for source in map(_read_source, paths) if len(source.values)]
@@ -89,6 +90,8 @@ def _read_source(path: Path) -> SourceFeatures:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise _bad(path, " ".join(str(error).split())) from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas took the first cells for an index
+        raise _long_row(path)
     missing = [column for column in COLUMNS[:5] if column not in table]
     if missing:
         raise _bad(path, f"no column {', '.join(missing)}")
@@ -109,6 +112,15 @@ def _numbers(table: pd.DataFrame, feature: str, path: Path) -> pd.Series:
         row = wrong.idxmax()
         raise _bad(f"{path}: row {row + 2}, column {feature}", shorten(table[feature][row]), "a number")
     return numbers.astype(np.float64)
+
+
+def _long_row(path: Path) -> InputError:
+    """The first row with more cells than the header, a trailing comma's empty one included."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        num_columns = len(next(reader))
+        num_cells = next((len(row) for row in reader if len(row) > num_columns), num_columns)
+        return _bad(f"{path}: line {reader.line_num}", f"{num_cells} cells", f"{num_columns} cells, as in the header")
 
 
 def _bad(where: object, found: str, expected: str = f"a CSV with {','.join(COLUMNS)}") -> InputError:
