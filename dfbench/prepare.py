@@ -17,7 +17,7 @@ from dfbench.prepare_report import FileSummary, LeftOut, Reason, Report
 from dfbench.processes import progress_bar
 from dfbench.released import SPLITS, TEST, TRAIN, VAL, Target, find_released, is_clean, keep_released
 from dfbench.sources import FAKE, REAL, source_of
-from dfbench.stock import Stock, check_images, extract_missing, take_stock
+from dfbench.stock import Stock, check_images, extract_missing, repair_images, take_stock
 from dfbench.subsets import Subset, choose_images
 from dfbench.survey import Survey, survey
 
@@ -70,9 +70,7 @@ def prepare(plan: Plan) -> Report:
         _count_as_missing(stock, wanted)
     else:
         extract_missing(stock, wanted, plan.image_root, num_workers=plan.num_workers, quiet=plan.quiet)
-    truncated = check_images(
-        stock, wanted, plan.image_root, decode=plan.decode, num_workers=plan.num_workers, quiet=plan.quiet
-    )
+    truncated = check(plan, stock, wanted)
     written = [] if plan.verify_only else write_clean(releases, stock.faults, plan.quiet)
     return _report(plan, releases, stock, wanted, truncated, written)
 
@@ -120,6 +118,21 @@ def choose(release: Release, stock: Stock, label_of: dict[str, str], subset: Sub
     release.split_of = choose_images(train, test, label_of, subset)
 
 
+def check(plan: Plan, stock: Stock, wanted: Collection[str]) -> list[str]:
+    """Open the wanted images on the disk; what was there before and is damaged is extracted again and opened again.
+
+    Updates the stock. Returns the images that lack their end.
+    """
+    options = {"num_workers": plan.num_workers, "quiet": plan.quiet}
+    truncated = set(check_images(stock, wanted, plan.image_root, decode=plan.decode, **options))
+    if not plan.verify_only:
+        suspects = truncated.union(image for image in wanted if image in stock.faults)
+        if repaired := repair_images(stock, suspects, plan.image_root, **options):
+            again = check_images(stock, repaired, plan.image_root, decode=plan.decode, **options)
+            truncated = truncated - repaired | set(again)
+    return sorted(truncated)
+
+
 def _count_as_missing(stock: Stock, wanted: Collection[str]) -> None:
     for image in wanted:
         if member := stock.members.pop(image, None):
@@ -135,12 +148,15 @@ def write_clean(releases: Sequence[Release], unusable: Collection[str], quiet: b
 
     A released file that lies where a clean one goes is kept under another name. A file that would have no rows is not
     written, and what an earlier run left there is removed: training must not find the validation file of another split.
+    Where a whole released file has no row of use, as without its archives, all that an earlier run left stays.
     """
     written = []
     for release in releases:
         for each in release.surveys.values():
             split_of = {image: release.split_of.get(image) for image in each.row_of if image not in unusable}
             splits = [split for split in SPLITS if split in set(split_of.values())]
+            if not splits:
+                continue
             _make_room(release.targets, splits, each.split, releases)
             for suffix in dict.fromkeys(target.suffix for target in release.targets):
                 alike = [target for target in release.targets if target.suffix == suffix]

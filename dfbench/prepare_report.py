@@ -34,6 +34,7 @@ class Reason(str, Enum):
     BROKEN = "broken archive"
     REFUSED = "refused archive member"
     NOT_EXTRACTED = "not extracted"
+    UNWRITABLE = "cannot be written"
     AMBIGUOUS = "ambiguous"
     UNDECODABLE = "undecodable"
 
@@ -44,7 +45,7 @@ HARMLESS = frozenset((Reason.JUNK, Reason.REPEATED, Reason.IN_BOTH))
 """Rows that no image could make whole; leaving them out is all there is to do."""
 
 COLUMNS = {
-    "missing": (Reason.ABSENT, Reason.NO_ARCHIVE, Reason.BROKEN, Reason.NOT_EXTRACTED),
+    "missing": (Reason.ABSENT, Reason.NO_ARCHIVE, Reason.BROKEN, Reason.NOT_EXTRACTED, Reason.UNWRITABLE),
     "ambiguous": (Reason.AMBIGUOUS,),
     "undecodable": (Reason.UNDECODABLE,),
     "refused": (Reason.REFUSED, Reason.UNSAFE),
@@ -150,6 +151,7 @@ def describe(report: Report) -> str:
             f"{summary.path}: {summary.num_rows:,} rows{_released_count(summary)}"
             + (f", {unreadable:,} of them unreadable" if unreadable else "")
         )
+    lines += [f"no {name} annotations were found" for name in _absent_splits(release)]
     lines += [f"{archive['path']}: {archive['error']}" for archive in report.archives if archive["error"]]
     lines += _differences(report.releases)
     if report.truncated:
@@ -242,7 +244,7 @@ def _as_json(report: Report) -> dict[str, Any]:
 
 
 def check_complete(report: Report, *, allowed_absent: int, where: object) -> None:
-    """Raise InputError (its place being `where`) unless every annotated row that can be whole is.
+    """Raise InputError (its place being `where`) unless every annotated row that can be whole is, in both splits.
 
     allowed_absent: how many images may be absent from archives that were read whole.
     """
@@ -259,6 +261,18 @@ def check_complete(report: Report, *, allowed_absent: int, where: object) -> Non
             expected="an image and a label for each annotated row",
             remedy=f"--allow_missing {absent} accepts what no archive has" if only_absent else _remedy(counts),
         )
+    if absent_splits := _absent_splits(report.releases[0]):
+        raise InputError(
+            where,
+            found=f"no released {' or '.join(absent_splits)} annotations",
+            expected="both training and test annotations",
+            remedy="add --download, or put img_train_shuffled.json(l) and img_test.json(l) into --archives",
+        )
+
+
+def _absent_splits(release: Iterable[FileSummary]) -> list[str]:
+    present = {summary.split for summary in release}
+    return [name for split, name in ((TRAIN, "training"), (TEST, "test")) if split not in present]
 
 
 def _count_faults(release: Iterable[FileSummary]) -> Counter[Reason]:
@@ -272,4 +286,8 @@ def _remedy(counts: Counter[Reason]) -> str:
         return "download the missing archives, or name the sources you have with --sources"
     if counts[Reason.NOT_EXTRACTED]:
         return "repeat the command without --verify_only"
+    if counts[Reason.UNWRITABLE]:
+        return "move what lies in the images' way, or name another --image_root"
+    if counts[Reason.UNDECODABLE]:
+        return "repeat the command, without --verify_only and with sound archives: it extracts damaged images again"
     return "see the list of rows left out"

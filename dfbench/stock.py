@@ -4,6 +4,7 @@ import os
 import shutil
 import stat
 import warnings
+import zlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby, zip_longest
@@ -12,7 +13,16 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from dfbench.archives import OPEN_ARCHIVES, Archive, Member, disk_bytes, extract_members, read_archive
+from dfbench.archives import (
+    CANNOT_WRITE,
+    ONE_NAME_ERRORS,
+    OPEN_ARCHIVES,
+    Archive,
+    Member,
+    disk_bytes,
+    extract_members,
+    read_archive,
+)
 from dfbench.errors import InputError
 from dfbench.images import DECODER_ERRORS, FORMATS, MAX_PIXELS, ImageError, load_image
 from dfbench.matching import Misfit, match_images
@@ -31,12 +41,14 @@ class Stock:
 
     on_disk: images in place. members: image -> the archive member to extract for it. faults: why others have neither.
     An image on the disk whose size is not its member's counts as not there: it is half of one, or another one.
+    spares: image -> its member, for those on the disk from the start, lest they prove to be damaged.
     archives: the zip files that `Member.archive` counts, without their lists of members.
     """
 
     on_disk: set[str] = field(default_factory=set)
     members: dict[str, Member] = field(default_factory=dict)
     faults: dict[str, tuple[Reason, str]] = field(default_factory=dict)
+    spares: dict[str, Member] = field(default_factory=dict)
     archives: list[Archive] = field(default_factory=list)
 
 
@@ -68,6 +80,8 @@ def _match_source(images: list[str], archives: list[Archive], image_root: Path, 
         if size is not None and (member is None or size == member.size):
             stock.on_disk.add(image)
             is_stocked = True
+            if member is not None:
+                stock.spares[image] = member
         elif member is not None:
             stock.members[image] = member
         else:
@@ -115,10 +129,9 @@ def extract_missing(stock: Stock, wanted: Collection[str], image_root: Path, *, 
     Updates the stock; one that cannot be extracted becomes a fault. Raises InputError, before anything is written,
     where the disk has no room for all of them.
     """
+    _check_space([stock.members[image] for image in wanted if image in stock.members], image_root)
+    _make_folders(stock, wanted, image_root)
     members = {image: stock.members[image] for image in wanted if image in stock.members}
-    _check_space(members.values(), image_root)
-    for folder in {os.path.dirname(image) for image in members}:
-        (image_root / folder).mkdir(parents=True, exist_ok=True)
     jobs = list(_plan_extraction(members, stock.archives, image_root, num_workers))
     num_bytes, num_extracted = sum(member.size for member in members.values()), 0
     with progress_bar(None, "extracting", "B", quiet, total=num_bytes) as bar:
@@ -126,12 +139,31 @@ def extract_missing(stock: Stock, wanted: Collection[str], image_root: Path, *, 
             bar.update(sum(members[image].size for image in job.images))
             for image, trouble in zip(job.images, results, strict=True):
                 del stock.members[image]
-                if trouble:
+                if trouble.startswith(CANNOT_WRITE):
+                    stock.faults[image] = (Reason.UNWRITABLE, trouble.removeprefix(CANNOT_WRITE))
+                elif trouble:
                     stock.faults[image] = (Reason.BROKEN, f"{job.archive.name}: {trouble}")
                 else:
                     stock.on_disk.add(image)
                     num_extracted += 1
     return num_extracted
+
+
+def _make_folders(stock: Stock, wanted: Collection[str], image_root: Path) -> None:
+    """Make the folders of the images to extract; where one cannot be, its images become faults."""
+    by_folder: dict[str, list[str]] = {}
+    for image in wanted:
+        if image in stock.members:
+            by_folder.setdefault(os.path.dirname(image), []).append(image)
+    for folder, images in by_folder.items():
+        try:
+            (image_root / folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno not in ONE_NAME_ERRORS:
+                raise
+            for image in images:
+                del stock.members[image]
+                stock.faults[image] = (Reason.UNWRITABLE, f"its folder: {error.strerror}")
 
 
 def _check_space(members: Collection[Member], image_root: Path) -> None:
@@ -215,6 +247,33 @@ def check_images(
                     truncated.append(image)
             bar.update(len(job.images))
     return sorted(truncated)
+
+
+def repair_images(
+    stock: Stock, suspects: Collection[str], image_root: Path, *, num_workers: int, quiet: bool
+) -> set[str]:
+    """Extract those suspects again whose archive has other bytes than the disk. Returns them; none is checked again.
+
+    Updates the stock, as `extract_missing` does. An image that is as bad in its archive is left as it is.
+    """
+    spares = {image: stock.spares[image] for image in sorted(suspects) if image in stock.spares}
+    damaged = {image: spare for image, spare in spares.items() if _crc(image_root / image) != spare.crc}
+    if not damaged:
+        return set()
+    for image in damaged:
+        stock.on_disk.discard(image)
+        stock.faults.pop(image, None)
+    stock.members |= damaged
+    extract_missing(stock, damaged, image_root, num_workers=num_workers, quiet=quiet)
+    return set(damaged)
+
+
+def _crc(path: Path) -> int | None:
+    """CRC-32 of a file, or None where it cannot be read. Its size is a member's, so it is not long."""
+    try:
+        return zlib.crc32(path.read_bytes())
+    except OSError:
+        return None
 
 
 def _check(job: _Check) -> list[tuple[str, bool]]:

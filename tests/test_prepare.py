@@ -184,6 +184,17 @@ def test_an_old_validation_file_does_not_outlive_its_split(small):
     assert small.clean("train") == small.train
 
 
+def test_a_run_without_usable_rows_leaves_earlier_clean_files_alone(small):
+    small.release()
+    small.prepare()
+    before = tree(small.root / "clean")
+    for path in small.downloads.glob("*.zip"):
+        path.rename(path.with_suffix(".elsewhere"))
+    report = prepare(Plan(small.downloads, small.root / "other", (folder_target(small.root / "clean"),)))
+    assert report.written == []
+    assert tree(small.root / "clean") == before
+
+
 def test_released_files_in_the_way_are_kept_and_read_again(small):
     """The seed's commands download annotations straight into the model folders."""
     small.release(small.root / "qwen2.5" / "datasets", [".json"])
@@ -243,6 +254,29 @@ def test_a_second_run_writes_no_image_again(small):
     missing.unlink()
     small.prepare()
     assert {path for path in times if path.stat().st_mtime_ns != times[path]} == {missing}
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_damaged_images_of_the_right_size_are_repaired(small, decode):
+    small.release()
+    small.prepare()
+    before = tree(small.root)
+    (small.root / "out" / small.train[3]).write_bytes(bytes((small.root / "out" / small.train[3]).stat().st_size))
+    report = small.prepare(verify_only=True, decode=decode)
+    assert [row.reason for summary in report.releases[0] for row in summary.left_out] == [Reason.UNDECODABLE]
+    report = small.prepare(decode=decode)
+    assert [row for summary in report.releases[0] for row in summary.left_out] == []
+    assert tree(small.root) == before
+
+
+def test_an_image_without_its_end_is_repaired_where_every_pixel_is_looked_at(small):
+    small.release()
+    small.prepare()
+    before, path = tree(small.root), small.root / "out" / small.train[3]
+    path.write_bytes(path.read_bytes()[:-150] + bytes(150))
+    assert small.prepare(verify_only=True, decode=True).truncated == [small.train[3]]
+    assert small.prepare(decode=True).truncated == []
+    assert tree(small.root) == before
 
 
 # ------------------------------------------------------------------------------------------------------------- mistakes

@@ -32,12 +32,16 @@ def release(*rows, usable=None, path="img_test.json"):
     return [FileSummary(Path(path), "test", kept.total() + len(rows), kept, list(rows))]
 
 
+def training():
+    return [FileSummary(Path("img_train.json"), "train", 15, Counter({"Kolors": 10, "CLIVE": 5}), [])]
+
+
 KOLORS, CLIVE = "DFBench/Kolors/1.jpg", "DFBench/CLIVE/1.bmp"
 
 
 def verdict(*reasons, allowed_absent=0):
     rows = [left_out(i, KOLORS, reason) for i, reason in enumerate(reasons, start=1)]
-    check_complete(Report([release(*rows)]), allowed_absent=allowed_absent, where="list.csv")
+    check_complete(Report([release(*rows) + training()]), allowed_absent=allowed_absent, where="list.csv")
 
 
 # ---------------------------------------------------------------------------------------------------------------- table
@@ -49,7 +53,7 @@ def test_every_row_with_an_image_stands_in_one_column():
     assert list(counts) == ["CLIVE", "Kolors"]  # the catalogue's order
     assert counts["CLIVE"]["annotated"] == 5 + len(Reason) - 1
     assert counts["CLIVE"]["annotated"] == counts["CLIVE"]["found"] + sum(counts["CLIVE"][column] for column in COLUMNS)
-    assert counts["CLIVE"]["missing"] == 4
+    assert counts["CLIVE"]["missing"] == 5
     assert counts["Kolors"] == {"found": 10, "annotated": 10}
 
 
@@ -171,6 +175,8 @@ def test_absent_images_are_accepted_up_to_a_number():
         (Reason.BROKEN, "download the broken archives again"),
         (Reason.NO_ARCHIVE, "--sources"),
         (Reason.NOT_EXTRACTED, "without --verify_only"),
+        (Reason.UNWRITABLE, "another --image_root"),
+        (Reason.UNDECODABLE, "it extracts damaged images again"),
         (Reason.AMBIGUOUS, "see the list"),
     ],
 )
@@ -180,7 +186,15 @@ def test_what_is_not_absent_is_never_accepted(reason, remedy):
     assert "absent" not in caught.value.found
 
 
+def test_training_and_test_annotations_are_both_needed():
+    for files, absent in ((release(), "training"), (training(), "test")):
+        assert f"no {absent} annotations were found" in describe(Report([files]))
+        with pytest.raises(InputError, match=f"found no released {absent} annotations.*--download"):
+            check_complete(Report([files]), allowed_absent=100, where="list.csv")
+    assert "annotations were found" not in describe(Report([release() + training()]))
+
+
 def test_the_worst_release_decides():
     clean, faulty = release(), release(left_out(1, KOLORS, Reason.ABSENT))
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="1 absent"):
         check_complete(Report([clean, faulty]), allowed_absent=0, where="list.csv")

@@ -10,7 +10,7 @@ import pytest
 from dfbench.errors import InputError
 from dfbench.images import MAX_PIXELS
 from dfbench.prepare_report import Reason
-from dfbench.stock import check_image, check_images, extract_missing, take_stock
+from dfbench.stock import check_image, check_images, extract_missing, repair_images, take_stock
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_folder_in_an_images_place_is_no_image(folders, jpeg):
     (root / image).mkdir(parents=True)
     stock = take_stock([image], root, downloads)
     assert extract_missing(stock, [image], root, num_workers=1, quiet=True) == 0
-    assert "cannot be written" in stock.faults[image][1]
+    assert stock.faults[image][0] is Reason.UNWRITABLE
 
 
 # ----------------------------------------------------------------------------------------------------------- extraction
@@ -142,6 +142,23 @@ def test_a_broken_member_becomes_a_fault_of_its_row(folders, jpeg):
     assert reason is Reason.BROKEN
     assert detail.startswith("CLIVE.zip: broken in its archive")
     assert sorted(file.name for file in (root / "DFBench/CLIVE").iterdir()) == ["2.bmp"]
+
+
+def test_folders_that_cannot_be_are_faults_of_their_images_only(folders, jpeg):
+    downloads, root = folders
+    names = ("x" * 300 + "/1.bmp", "taken/2.bmp", "taken/deeper/3.bmp", "loop/4.bmp", "fine/5.bmp")
+    make_zip(downloads / "CLIVE.zip", {name: jpeg(i) for i, name in enumerate(names)})
+    images = keys("CLIVE", *names)
+    put(root, "DFBench/CLIVE/taken", b"a file where a folder has to be")
+    (root / "DFBench/CLIVE/loop").symlink_to("loop")
+    stock = take_stock(images, root, downloads)
+    assert extract_missing(stock, images, root, num_workers=1, quiet=True) == 1
+    assert stock.on_disk == {images[4]}
+    assert {image: reason for image, (reason, _) in stock.faults.items()} == dict.fromkeys(
+        images[:4], Reason.UNWRITABLE
+    )
+    assert "too long" in stock.faults[images[0]][1]
+    assert not stock.members
 
 
 def test_nothing_is_written_where_the_disk_is_too_small(folders, jpeg, monkeypatch):
@@ -209,3 +226,41 @@ def test_checks_update_the_stock(folders, jpeg, num_workers):
     assert set(stock.faults) == {images[5]}
     assert stock.faults[images[5]][0] is Reason.UNDECODABLE
     assert stock.on_disk == set(images) - {images[5]}
+
+
+@pytest.fixture
+def damaged(folders, jpeg):
+    """Three images of the right size on the disk: without a header, without its end, and as bad as in its archive."""
+    downloads, root = folders
+    images = keys("CLIVE", "1.bmp", "2.bmp", "3.bmp")
+    make_zip(downloads / "CLIVE.zip", {"1.bmp": jpeg(1), "2.bmp": jpeg(2), "3.bmp": b"<html>"})
+    put(root, images[0], bytes(len(jpeg(1))))
+    put(root, images[1], jpeg(2)[:-200] + bytes(200))
+    put(root, images[2], b"<html>")
+    stock = take_stock(images, root, downloads)
+    assert stock.on_disk == set(images)
+    return stock, images, root
+
+
+def test_damaged_images_are_extracted_again_where_their_archive_has_other_bytes(damaged, jpeg):
+    stock, images, root = damaged
+    options = {"num_workers": 1, "quiet": True}
+    truncated = check_images(stock, images, root, decode=True, **options)
+    assert truncated == [images[1]]
+    assert set(stock.faults) == {images[0], images[2]}
+    before = (root / images[2]).stat().st_mtime_ns
+    assert repair_images(stock, {*truncated, *stock.faults}, root, **options) == set(images[:2])
+    assert [(root / image).read_bytes() for image in images] == [jpeg(1), jpeg(2), b"<html>"]
+    assert (root / images[2]).stat().st_mtime_ns == before
+    assert stock.on_disk == set(images[:2])
+    assert set(stock.faults) == {images[2]}
+    assert check_images(stock, images, root, decode=True, **options) == []
+
+
+def test_a_damaged_image_whose_archive_is_broken_too_is_a_fault(damaged):
+    stock, images, root = damaged
+    path = stock.archives[0].path
+    path.write_bytes(bytes(path.stat().st_size))
+    assert repair_images(stock, {images[0]}, root, num_workers=1, quiet=True) == {images[0]}
+    assert stock.faults[images[0]][0] is Reason.BROKEN
+    assert images[0] not in stock.on_disk
