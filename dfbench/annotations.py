@@ -6,8 +6,8 @@ Three shapes are read, as a JSON array (`.json`) or one object a line (`.jsonl`)
   "images": "DFBench/Kolors/1.jpg"}`; `images` may also be a list of one.
 - `{"image": "...", "conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": "B"}]}`; the released
   files have `[{"role": "assistant", "content": "B"}]` in place of the string.
-- InternVL's data-set list, `{"name": {"root": "..", "annotation": "img_test.jsonl", ...}}`: the files it names, one
-  after the other.
+- InternVL's data-set list, `{"name": {"annotation": "img_test.jsonl", ...}}`: the files it names, one after the other.
+  A `root` other than the list's own folder is refused: image paths start from `--image_root`.
 
 All are streamed: a file is never held whole in memory as Python objects.
 """
@@ -52,7 +52,7 @@ def read_annotations(path: Path | str) -> list[Sample]:
     row, for a missing or empty file, broken JSON, a row of neither shape, a label other than A or B, and an image that
     stands in two rows that differ. The first bad row is named, the others counted.
     """
-    samples, problems = check_annotations(path)
+    rows, problems = check_annotations(path)
     if problems:
         if len(problems) == 1:
             raise problems[0]
@@ -63,12 +63,15 @@ def read_annotations(path: Path | str) -> list[Sample]:
             expected=first.expected,
             remedy=f"{first.remedy} ({len(problems) - 1} more bad rows in this file)",
         )
-    return samples
+    return [sample for _, sample in rows]
 
 
-def check_annotations(path: Path | str) -> tuple[list[Sample], list[InputError]]:
-    """(good samples in file order, one InputError for each bad row). Raises InputError where the file is unusable."""
-    samples: list[Sample] = []
+def check_annotations(path: Path | str) -> tuple[list[tuple[Place, Sample]], list[InputError]]:
+    """(good samples with their places, in file order; one InputError for each bad row).
+
+    Raises InputError where the file is unusable.
+    """
+    rows: list[tuple[Place, Sample]] = []
     problems: list[InputError] = []
     seen: dict[str, tuple[Place, Sample]] = {}
     for where, sample in iter_samples(path):
@@ -77,7 +80,7 @@ def check_annotations(path: Path | str) -> tuple[list[Sample], list[InputError]]
             continue
         first_where, first = seen.setdefault(sample.image, (where, sample))
         if first is sample:
-            samples.append(sample)
+            rows.append((where, sample))
         elif first != sample:
             problems.append(
                 InputError(
@@ -87,11 +90,11 @@ def check_annotations(path: Path | str) -> tuple[list[Sample], list[InputError]]
                     remedy="remove one of the two rows",
                 )
             )
-    if not samples and not problems:
+    if not rows and not problems:
         raise InputError(
             path, found="no rows", expected="at least one annotated image", remedy="download the file again"
         )
-    return samples, problems
+    return rows, problems
 
 
 def iter_samples(path: Path | str) -> Iterator[tuple[Place, Sample | InputError]]:

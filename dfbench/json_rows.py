@@ -14,6 +14,7 @@ from dfbench.errors import InputError, shorten
 _CHUNK = 1 << 20
 _LONGEST_ROW = 16 << 20
 _WHITESPACE = " \t\r\n"
+_NO_ROOT = (None, "", ".", "./")
 
 
 class Place(NamedTuple):
@@ -44,7 +45,7 @@ def _iter_file(path: Path, *, may_be_list: bool) -> Iterator[tuple[Place, Any]]:
             first = _first_character(file)
             if first == "[":
                 yield from _iter_array(file, path)
-            elif first == "{" and may_be_list and (listed := _dataset_list(file)):
+            elif first == "{" and may_be_list and (listed := _dataset_list(file, path)):
                 for entry in listed:
                     yield from _iter_file(path.parent / entry, may_be_list=False)
             else:
@@ -62,10 +63,11 @@ def _first_character(file: IO[str]) -> str:
     return character
 
 
-def _dataset_list(file: IO[str]) -> list[str]:
+def _dataset_list(file: IO[str], path: Path) -> list[str]:
     """The annotation paths of InternVL's data-set list, relative to it; empty where the file is something else.
 
-    Only a small file can be one: a first line that is a whole row means JSON lines.
+    Only a small file can be one: a first line that is a whole row means JSON lines. Raises InputError for a `root` that
+    would move the image paths.
     """
     head = file.read(_CHUNK)
     file.seek(0)
@@ -78,6 +80,14 @@ def _dataset_list(file: IO[str]) -> list[str]:
         isinstance(entry, dict) and isinstance(entry.get("annotation"), str) for entry in entries
     ):
         return []
+    for name, entry in content.items():
+        if entry.get("root") not in _NO_ROOT:
+            raise InputError(
+                f"{path}: entry {shorten(name)}",
+                found=f"root {shorten(entry['root'])}",
+                expected="none: image paths start from --image_root",
+                remedy="remove it from the list, and set IMAGE_ROOT or --image_root",
+            )
     return [entry["annotation"] for entry in entries]
 
 

@@ -13,16 +13,18 @@ import os
 import subprocess
 import sys
 from argparse import ArgumentTypeError, Namespace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from dfbench import cli
-from dfbench.annotations import Sample, check_annotations, read_annotations, split_validation, write_annotations
+from dfbench.annotations import split_validation, write_annotations
 from dfbench.errors import InputError, shorten
-from dfbench.images import ImageError, load_image
 from dfbench.models import usable_checkpoint
+from dfbench.models.base import read_config
 from dfbench.paths import REPOSITORY
+from dfbench.training_rows import QWEN_MAX_RATIO, checked_samples
 from dfbench.weights import newest_adapter, read_base_model
 
 logger = logging.getLogger(__name__)
@@ -35,8 +37,6 @@ ON_CPU = {
     "--attn_impl": "sdpa",
 }
 """Replaces the GPU's number format where there is no GPU: half precision is neither fast nor exact on a CPU."""
-
-_SHOWN_PROBLEMS = 20
 
 
 def main() -> None:
@@ -61,12 +61,13 @@ def train(argv: list[str]) -> None:
     add("--output_dir", type=Path, required=True, help="folder for checkpoints")
     add("--resume_from_checkpoint", help="checkpoint folder to go on from")
     add("--deepspeed", default="zero1", help="DeepSpeed stage where several GPUs train; 'none' for plain DDP")
-    add("--decode_images", action="store_true", help="decode every image beforehand, not only look that it exists")
+    add("--decode_images", action="store_true", help="decode every image beforehand, not only its header")
     args, flags = parser.parse_known_args(argv)
     _check_output(args)
+    family = read_config(args.model).get("model_type")
     model = usable_checkpoint(args.model)
     refuse_remote_code(model)
-    training, validation = _datasets(args)
+    training, validation = _datasets(args, QWEN_MAX_RATIO if family == "qwen2_5_vl" else None)
     flags += ["--model", str(model), "--output_dir", str(args.output_dir), "--dataset", str(training)]
     flags += ["--val_dataset", str(validation)] if validation else ["--eval_strategy", "no"]
     if args.resume_from_checkpoint:
@@ -119,11 +120,12 @@ def _check_output(args: Namespace) -> None:
         )
 
 
-def _datasets(args: Namespace) -> tuple[Path, Path | None]:
+def _datasets(args: Namespace, max_ratio: float | None) -> tuple[Path, Path | None]:
     """Write the checked rows as ms-swift loads them: the training file and the validation file (None for no rows)."""
-    samples = checked_samples(args.train_annotations, args.image_root, decode=args.decode_images)
+    check = partial(checked_samples, image_root=args.image_root, decode=args.decode_images, max_ratio=max_ratio)
+    samples = check(args.train_annotations)
     if args.val_annotations:
-        validation = checked_samples(args.val_annotations, args.image_root, decode=args.decode_images)
+        validation = check(args.val_annotations)
         shared = {sample.image for sample in samples} & {sample.image for sample in validation}
         if shared:
             raise InputError(
@@ -140,41 +142,6 @@ def _datasets(args: Namespace) -> tuple[Path, Path | None]:
     for rows, path in zip((samples, validation), paths, strict=True):
         write_annotations(rows, path, image_root=args.image_root)
     return paths[0], paths[1] if validation else None
-
-
-def checked_samples(path: Path, image_root: Path, *, decode: bool = False) -> list[Sample]:
-    """Samples of an annotation file, every row of which is fit for training.
-
-    Bad rows (see `check_annotations`), rows without a label and images that are not there (`decode`: cannot be decoded)
-    are listed on stderr, and InputError says how many.
-    """
-    samples, problems = check_annotations(path)
-    lines = [str(problem) for problem in problems]
-    for sample in samples:
-        if not sample.label:
-            lines.append(f"{path}: image {sample.image}: no answer; training needs A or B")
-        if reason := _image_problem(image_root / sample.image, decode):
-            lines.append(f"{path}: image {sample.image}: {reason} ({image_root / sample.image})")
-    if lines:
-        for line in lines[:_SHOWN_PROBLEMS]:
-            print(line, file=sys.stderr)
-        raise InputError(
-            path,
-            found=f"{len(lines)} rows that cannot be trained on (the first {min(len(lines), _SHOWN_PROBLEMS)} above)",
-            expected="readable rows, labels A or B, images that exist",
-            remedy="correct or remove these rows, or set IMAGE_ROOT",
-        )
-    return read_annotations(path)
-
-
-def _image_problem(path: Path, decode: bool) -> str:
-    if not decode:
-        return "" if path.is_file() else "file is missing"
-    try:
-        load_image(path)
-    except ImageError as error:
-        return str(error)
-    return ""
 
 
 def _fraction(text: str) -> float:
@@ -211,7 +178,8 @@ def _swift(command: str, flags: list[str]) -> None:
             f"swift {command}",
             found=f"exit status {status}",
             expected="0",
-            remedy="its own last lines above say why; checkpoints written so far are kept",
+            remedy="its own last lines above say why; checkpoints written so far are kept"
+            + ("; where an image is to blame, --decode_images says which one" if command == "sft" else ""),
         )
 
 

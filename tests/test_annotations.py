@@ -162,6 +162,22 @@ def test_a_dataset_list_reads_the_files_it_names_in_order(tmp_path):
     assert [sample.image for sample in read_annotations(path)] == ["DFBench/Kolors/1.jpg", "DFBench/Kolors/2.jpg"]
 
 
+@pytest.mark.parametrize("root", ["", ".", "./", None])
+def test_a_dataset_list_may_have_a_root_that_moves_nothing(tmp_path, root):
+    write_lines(tmp_path / "one.jsonl", [conversations_row("DFBench/Kolors/1.jpg")])
+    path = write_array(tmp_path / "deepfake.json", {"first": {"root": root, "annotation": "one.jsonl"}})
+    assert [sample.image for sample in read_annotations(path)] == ["DFBench/Kolors/1.jpg"]
+
+
+@pytest.mark.parametrize("root", ["..", "/data/images", "DFBench/", 1, ["."]])
+def test_a_dataset_list_with_another_root_is_refused(tmp_path, root):
+    write_lines(tmp_path / "one.jsonl", [conversations_row("DFBench/Kolors/1.jpg")])
+    entries = {"first": {"annotation": "one.jsonl"}, "second": {"root": root, "annotation": "one.jsonl"}}
+    message = error_of(write_array(tmp_path / "deepfake.json", entries))
+    assert message.startswith(f"{tmp_path / 'deepfake.json'}: entry 'second': found root {root!r}; expected none")
+    assert "image paths start from --image_root" in message
+
+
 def test_a_dataset_list_names_the_file_that_is_missing(tmp_path):
     path = tmp_path / "deepfake.json"
     path.write_text(json.dumps({"first": {"annotation": "gone.jsonl"}}))
@@ -234,8 +250,8 @@ def test_several_bad_rows_are_counted_and_the_good_ones_kept(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", rows)
     assert "row 2" in error_of(path)
     assert "1 more bad rows" in error_of(path)
-    samples, problems = check_annotations(path)
-    assert [sample.image for sample in samples] == ["x/1.jpg", "x/3.jpg"]
+    good, problems = check_annotations(path)
+    assert [(where.row, sample.image) for where, sample in good] == [(1, "x/1.jpg"), (4, "x/3.jpg")]
     assert [problem.where for problem in problems] == [f"{path}: row 2", f"{path}: row 3"]
 
 

@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dfbench import cli, train
 from dfbench.annotations import Sample, read_annotations
 from dfbench.errors import InputError
+from dfbench.images import ImageError
 from dfbench.models import qwen2_5_vl
-from dfbench.train import ON_CPU, checked_samples
+from dfbench.train import ON_CPU
+from dfbench.training_rows import checked_samples
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -114,15 +117,91 @@ def test_of_many_bad_rows_the_first_are_listed(run, swift, usual, tmp_path, writ
     assert "found 500 rows that cannot be trained on (the first 20 above)" in lines[-1]
 
 
-def test_images_that_cannot_be_decoded_are_found_on_request(photo_set, tmp_path, capsys):
-    root = shutil.copytree(photo_set.root, tmp_path / "damaged")
+def test_rows_are_named_by_file_and_row(run, swift, usual, photo_set, tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(good_and_bad(photo_set)))
+    lines = run(*usual, "--train_annotations", path)[1]
+    # The 5th row of good_and_bad has no answer, the image of the 6th is missing.
+    assert f"{path}: row 5: image DFBench/NOVA/10.jpg: no answer; training needs A or B" in lines
+    gone = photo_set.root / "DFBench/NOVA/gone.jpg"
+    assert f"{path}: row 6: image DFBench/NOVA/gone.jpg: file is missing ({gone})" in lines
+
+
+def damage(root: Path, photo_set) -> None:
+    """Of the copy at root, make the 4th image no image, empty the 5th, and cut off the 7th."""
     (root / photo_set.samples[3].image).write_bytes(b"not an image")
+    (root / photo_set.samples[4].image).write_bytes(b"")
     path = root / photo_set.samples[6].image
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
-    assert len(checked_samples(photo_set.messages, root)) == 12, "only looks that the file is there"
-    with pytest.raises(InputError, match=r"found 1 rows"):  # a truncated image can be trained on
-        checked_samples(photo_set.messages, root, decode=True)
-    assert f"{photo_set.samples[3].image}: cannot be decoded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [(), ("--decode_images",)])
+def test_images_that_cannot_be_decoded_stop_training(run, swift, usual, photo_set, tmp_path, flags):
+    root = shutil.copytree(photo_set.root, tmp_path / "damaged")
+    damage(root, photo_set)
+    status, lines = run(*usual, "--image_root", root, *flags)
+    assert (status, swift) == (1, [])
+    rows, warnings = [[line for line in lines if line.startswith(start)] for start in (str(photo_set.messages), "w")]
+    assert len(rows) == 2
+    assert rows[0].startswith(f"{photo_set.messages}: row 4: image {photo_set.samples[3].image}: cannot be decoded")
+    assert rows[1].startswith(f"{photo_set.messages}: row 5: image {photo_set.samples[4].image}: file is empty")
+    assert "found 2 rows that cannot be trained on" in lines[-1]
+    assert ("--decode_images" in lines[-1]) == (not flags)
+    # A truncated image can be trained on; its header does not tell.
+    truncated = f"warning: {photo_set.messages}: row 7: image {photo_set.samples[6].image}: truncated"
+    assert [line.startswith(truncated) for line in warnings] == ([True, False] if flags else [])
+
+
+def test_truncated_images_are_counted_and_used(run, swift, usual, photo_set, tmp_path):
+    root = shutil.copytree(photo_set.root, tmp_path / "damaged")
+    for sample in photo_set.samples[6], photo_set.samples[8]:
+        path = root / sample.image
+        path.write_bytes(path.read_bytes()[:-200])
+    status, lines = run(*usual, "--image_root", root, "--decode_images", "--val_fraction", 0)
+    assert (status, len(swift)) == (0, 1)
+    assert f"warning: {photo_set.messages}: 2 images are truncated; they are used as far as they go" in lines
+    assert len(read_annotations(flag(swift[0], "dataset"))) == 12
+
+
+def test_an_image_whose_header_alone_is_odd_is_used(photo_set, monkeypatch, capsys):
+    open_image = Image.open
+
+    def refuse_paths(file, **options):
+        if isinstance(file, Path):
+            raise OSError("cannot make sense of this header")
+        return open_image(file, **options)
+
+    monkeypatch.setattr("PIL.Image.open", refuse_paths)  # load_image opens the bytes
+    assert len(checked_samples(photo_set.messages, photo_set.root)) == 12
+    assert capsys.readouterr().err == ""
+
+
+def test_an_image_that_claims_too_many_pixels_is_refused(photo_set, monkeypatch, capsys):
+    monkeypatch.setattr("dfbench.training_rows.MAX_PIXELS", 120 * 90 - 1)
+    monkeypatch.setattr("dfbench.images.MAX_PIXELS", 120 * 90 - 1)
+    with pytest.raises(InputError, match="found 2 rows"):
+        checked_samples(photo_set.messages, photo_set.root)
+    assert "row 1: image DFBench/Flick8k/1.jpg: claims 120x90 pixels" in capsys.readouterr().err
+
+
+def test_an_image_that_is_too_long_for_qwen_is_refused(run, swift, usual, checkpoints, tmp_path, write_rows, draw):
+    samples = []
+    for width, height in ((402, 2), (2, 403), (201, 1), (300, 2), (1, 200)):
+        draw(seed=0, width=width, height=height).save(tmp_path / f"{width}x{height}.png")
+        samples.append(Sample(f"{width}x{height}.png", "A", "Real?"))
+    usual += ["--train_annotations", write_rows(tmp_path / "rows.json", samples), "--image_root", tmp_path]
+    prompt = qwen2_5_vl.QwenPrompt(checkpoints["qwen2.5"])
+    refused = []
+    for sample in samples:
+        try:
+            prompt.size(*map(int, sample.image.removesuffix(".png").split("x")))
+        except ImageError:
+            refused.append(sample.image)
+    status, lines = run(*usual, "--model", checkpoints["qwen2.5"])
+    assert (status, swift) == (1, [])
+    assert [line.split(": image ")[1].split(":")[0] for line in lines[:-1]] == refused
+    assert "402x2 pixels, more than 200 times as long as wide" in lines[0]
+    assert run(*usual)[0] == 0, "InternVL takes images of all proportions"
 
 
 @pytest.mark.parametrize(("content", "reason"), [("", "no rows"), ("[]", "no rows"), ('[{"messages":', "found")])
