@@ -103,13 +103,19 @@ def _check_surveys(plan: Plan, surveys: Sequence[Survey]) -> None:
         )
     present = {source_of(image) for each in surveys for image in each.row_of}
     present |= {source_of(row.image) for each in surveys for row in each.left_out if row.image}
+    known = set().union(*(each.sources for each in surveys))
     if absent := sorted(plan.sources - present) or (["any source"] if not present else []):
         raise InputError(
             ", ".join(str(each.path) for each in surveys),
             found=f"no row of {', '.join(absent)}",
-            expected="rows of each source asked for",
+            expected=f"some of {_names(known)}" if known else "rows of the published sources",
             remedy="correct --sources, or download the annotations again",
         )
+
+
+def _names(sources: Collection[str], most: int = 40) -> str:
+    """Sources for a message, by name; a broken file may have one in each row."""
+    return ", ".join(sorted(sources)[:most]) + (", ..." if len(sources) > most else "")
 
 
 def choose(release: Release, stock: Stock, label_of: dict[str, str], subset: Subset) -> None:

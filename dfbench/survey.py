@@ -23,6 +23,7 @@ class Survey:
     row_of: image -> row number, in file order: the rows that wait for their image only. Questions are not kept; whoever
         needs them reads the file again.
     num_rows: rows of the sources asked for, unreadable ones included.
+    sources: all that the file has rows of.
     """
 
     path: Path
@@ -30,6 +31,7 @@ class Survey:
     row_of: dict[str, int] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
     num_rows: int = 0
+    sources: set[str] = field(default_factory=set)
 
 
 def survey(
@@ -54,7 +56,9 @@ def survey(
             detail = f"found {sample.found}; expected {sample.expected}"
             found.left_out.append(LeftOut(place.row, "", Reason.BAD_ROW, detail))
             continue
-        if sources and sample.source not in sources:
+        source = sample.source
+        found.sources.add(source)
+        if sources and source not in sources:
             continue
         found.num_rows += 1
         image = sys.intern(sample.image)  # the same keys stand in several files

@@ -12,8 +12,9 @@ and the same in internvl3; with --annotation_dir DIR, DIR/img_{train,val,test}.j
 lie in the way are kept as NAME.released.json and read from there the next time. Rows keep their released order.
 
 Every annotation row that is left out stands in IMAGE_ROOT/DFBench/prepare_left_out.csv with its reason, and
-prepare_report.json beside it has the counts. Exit status: 0 if every annotated row that can have an image has one (junk
-rows, repeated ones and training rows that are test rows too are no fault), 1 otherwise, 2 for wrong arguments.
+prepare_report.json beside it has the counts. Exit status: 0 if there are training and test annotations and each of
+their rows that can have an image has one (junk rows, repeated ones and training rows that are test rows too are no
+fault), 1 otherwise, 2 for wrong arguments.
 """
 
 import argparse
@@ -84,7 +85,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--workers", type=cli.positive_int, default=available_cores(), help="processes for extracting and checking")
     add("--quiet", action="store_true", help="no progress bars")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.download and args.verify_only:
+        parser.error("--download fetches files and --verify_only changes nothing: name one of them")
+    return args
 
 
 def fraction(text: str) -> float:

@@ -289,7 +289,7 @@ def test_no_annotations(small):
 
 def test_a_source_that_no_row_has(small):
     small.release()
-    with pytest.raises(InputError, match="found no row of Kolours"):
+    with pytest.raises(InputError, match="found no row of Kolours; expected some of CLIVE, Kolors; "):
         small.prepare(sources=frozenset(["CLIVE", "Kolours"]))
 
 

@@ -401,6 +401,7 @@ def test_download_from_the_mirror_that_the_environment_names(published, tmp_path
         ["--limit_per_source", "0"],
         ["--workers", "0"],
         ["--sauces"],
+        ["--download", "--verify_only"],
     ],
 )
 def test_wrong_arguments_exit_with_2(published, tmp_path, options):
@@ -415,6 +416,25 @@ def test_mistakes_get_one_line_and_exit_with_1(published, tmp_path):
     for path in published.folder.glob("*.json*"):
         path.unlink()
     assert "--download" in run(published, tmp_path / "out", status=1).stderr
+
+
+@pytest.mark.parametrize(("stem", "name"), [("img_test", "test"), ("img_train_shuffled", "training")])
+def test_annotations_of_one_split_alone_are_told(published, tmp_path, stem, name):
+    for path in published.folder.glob(f"{stem}.json*"):
+        path.unlink()
+    done = run(published, tmp_path / "out", "--allow_missing", status=1)
+    assert f"no {name} annotations were found" in done.stdout
+    assert f"found no released {name} annotations" in done.stderr
+
+
+def test_a_name_too_long_for_the_disk_is_one_fault_and_the_rest_goes_on(published, tmp_path):
+    names = ("DFBench/CLIVE/" + "x" * 300 + "/1.bmp", "DFBench/CLIVE/" + "y" * 300 + ".bmp")
+    published.zip("CLIVE.zip", {name.removeprefix("DFBench/CLIVE/"): b"x" for name in names})
+    published.absent += names
+    published.annotate()
+    assert "2 cannot be written" in run(published, tmp_path / "out", status=1).stderr
+    assert left_out(tmp_path / "out") == dict.fromkeys(names, "cannot be written")
+    assert images_below(tmp_path / "out") == published.expected
 
 
 def test_help():
