@@ -8,6 +8,7 @@ run goes on.
 What a CSV holds is not measured again, even where the run has more images than the last one; errors are tried again.
 """
 
+import contextlib
 import csv
 import ctypes
 import io
@@ -16,7 +17,7 @@ import platform
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from dfbench.errors import InputError, shorten
 from dfbench.features import COLUMNS, format_row, measure_image
-from dfbench.image_sets import Images
+from dfbench.image_sets import Images, printable
 from dfbench.images import ImageError
 from dfbench.processes import run_jobs
 from dfbench.provenance import describe_software
@@ -63,7 +64,8 @@ def measure_sources(
 ) -> Outcome:
     """Measure all images that `output_dir` does not hold yet, and write the files of each source.
 
-    Raises InputError where a CSV holds images that are not of this run, and where a worker process is killed.
+    Raises InputError where a CSV holds images that are not of this run, and where a worker process is killed; OSError
+    with the CSV as its file where one cannot be written.
     """
     started = time.monotonic()
     stores = {source: _Store(output_dir / f"{source}.csv", image_root, overwrite) for source in images}
@@ -93,9 +95,10 @@ def _jobs(source: str, keys: Sequence[str], store: "_Store") -> Iterator[_Job]:
     if strangers := sorted(known.keys() - set(keys)):
         raise InputError(
             store.path,
-            found=f"image {strangers[0]} and {len(strangers) - 1} more that are not of this run",
-            expected="some of the images of this run",
-            remedy="repeat the command that wrote it, name another --output_dir, or start over with --overwrite",
+            found=f"{len(strangers)} measured images that this run leaves out, {strangers[0]} first",
+            expected=f"none but the {len(keys)} images of this run",
+            remedy="choose no fewer images than before (--limit_per_source, --annotations, --image_root), name another "
+            "--output_dir for a smaller choice, or start over with --overwrite",
         )
     missing = [key for key in keys if key not in known]
     for start in range(0, len(missing), BATCH_SIZE):
@@ -119,37 +122,43 @@ class _Store:
         """Image -> its line of the CSV, of all that is measured. Raises InputError for a CSV with other columns."""
         found = {}
         for path in (self.path, self._part):
-            text = path.read_bytes().decode(errors="replace") if path.exists() else _line(COLUMNS)
-            header, *lines = (line + "\n" for line in text.split("\n"))
-            if header != _line(COLUMNS) and path.stat().st_size:
+            text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+            header, *lines = text.split("\n")
+            if text and header != ",".join(COLUMNS):
                 raise InputError(
                     path,
-                    found=f"the header {shorten(header.strip())}",
+                    found=f"the header {shorten(header)}",
                     expected=",".join(COLUMNS),
                     remedy="name another --output_dir, or start over with --overwrite",
                 )
-            rows = ((next(csv.reader([line])), line) for line in lines)
+            # What follows the last line break is "", or half a row.
+            rows = ((_cells(line), line + "\n") for line in lines[:-1])
             found.update((cells[0], line) for cells, line in rows if len(cells) == len(COLUMNS))
         return found
 
     def append(self, rows: Rows) -> None:
         """Keep measured rows; they have reached the operating system when this returns."""
-        with self._part.open("a", encoding="utf-8", newline="") as file:
+        with _naming(self._part), self._part.open("a", encoding="utf-8", newline="") as file:
             file.write("".join(map(_line, [COLUMNS] * (file.tell() == 0) + rows)))
 
     def finish(self, keys: Sequence[str], errors: Rows) -> None:
-        """Put the CSV in place, in the order of `keys`, and its errors and metadata before it."""
-        if not errors:
-            errors_path(self.path).unlink(missing_ok=True)
-            if self.path.exists() and not self._part.exists():
-                return
+        """Put the CSV in place, in the order of `keys`, and its errors and metadata before it.
+
+        A CSV that holds just these rows already stays as it is, and broken lines are dropped from any other.
+        """
+        known = self.lines()
+        text = "".join([_line(COLUMNS), *(known[key] for key in keys if key in known)])
+        if errors:
+            _replace(errors_path(self.path), "".join(map(_line, [ERROR_COLUMNS, *sorted(errors)])))
         else:
-            _replace(errors_path(self.path), [ERROR_COLUMNS, *sorted(errors)])
-        lines = self.lines()
+            errors_path(self.path).unlink(missing_ok=True)
+            if not self._part.exists() and self.path.exists() and self.path.read_bytes() == text.encode():
+                return
         software = describe_software(("opencv-python-headless", "pillow", "numpy", "scipy"))
-        counts = {"num_images": len(lines), "num_errors": len(errors), "image_root": str(self.image_root)}
-        write_json(info_path(self.path), {"source": self.path.stem, **counts, **software})
-        _replace(self.path, [COLUMNS], [lines[key] for key in keys if key in lines])
+        counts = {"num_images": len(known), "num_errors": len(errors), "image_root": str(self.image_root)}
+        with _naming(info_path(self.path)):
+            write_json(info_path(self.path), {"source": self.path.stem, **counts, **software})
+        _replace(self.path, text)
         self._part.unlink(missing_ok=True)
 
 
@@ -159,11 +168,29 @@ def _line(cells: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def _replace(path: Path, rows: Iterable[Sequence[str]], lines: Iterable[str] = ()) -> None:
-    """Write a CSV of rows, then of lines as they are, and put it in place at once."""
+def _cells(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]))
+    except csv.Error:  # a stray carriage return, for one
+        return []
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file and put it in place at once."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join([*map(_line, rows), *lines]), encoding="utf-8", newline="\n")
-    temporary.replace(path)
+    with _naming(path):
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say which file it was: a full disk shows in a write, whose error names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 # --------------------------------------------------------------------------------------------------- in the workers
@@ -174,6 +201,9 @@ def measure_batch(image_root: Path, job: _Job) -> tuple[Rows, Rows]:
     prepare_process()
     rows, errors = [], []
     for image in job.images:
+        if (name := printable(image)) != image:
+            errors.append((name, "a line break or bytes that are no UTF-8 in its name: rename the file"))
+            continue
         try:
             rows.append(format_row(image, measure_image(image_root / PurePosixPath(image))))
         except ImageError as error:

@@ -1,7 +1,10 @@
 """Measuring whole sources: what is written, in which order, and what an interrupted run leaves."""
 
 import csv
+import errno
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +83,72 @@ def test_a_mangled_row_is_measured_again(root: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == whole
 
 
+@pytest.mark.parametrize("tail", [b"many/26.p", b"many/25.png,1,2", b"many/25.png,1\r2\n", b"\n", b'"many/25.png,1\n'])
+def test_a_broken_end_of_a_finished_csv_is_mended(root: Path, tmp_path: Path, tail: bytes) -> None:
+    """With errors in the source, which are tried again and the CSV written, and without."""
+    measure(root, tmp_path / "out")
+    whole = contents(tmp_path / "out")
+    for name in ("one.csv", "many.csv"):
+        with (tmp_path / "out" / name).open("ab") as file:
+            file.write(tail)
+    assert measure(root, tmp_path / "out").num_new == 3  # the errors
+    assert contents(tmp_path / "out") == whole
+
+
+def test_a_row_without_its_end_is_measured_again(root: Path, tmp_path: Path) -> None:
+    """Cut within its last cell, it has as many as a whole one."""
+    measure(root, tmp_path / "out")
+    whole = contents(tmp_path / "out")
+    (tmp_path / "out" / "one.csv").write_bytes(whole["one.csv"][:-1])
+    assert measure(root, tmp_path / "out").num_new == 1 + 3
+    assert contents(tmp_path / "out") == whole
+
+
+def test_a_finished_source_is_left_alone(root: Path, tmp_path: Path) -> None:
+    measure(root, tmp_path / "out")
+    before = (tmp_path / "out" / "one.csv").stat()
+    measure(root, tmp_path / "out")
+    assert (tmp_path / "out" / "one.csv").stat() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.parametrize(
+    ("name", "listed"), [(b"line\nbreak.png", "line\\nbreak.png"), (b"latin\xe9.png", "latin\\udce9.png")]
+)
+def test_a_name_that_no_csv_can_hold_is_listed(root: Path, tmp_path: Path, name: bytes, listed: str) -> None:
+    (root / "one" / os.fsdecode(name)).write_bytes((root / "one" / "only.jpg").read_bytes())
+    outcome = measure(root, tmp_path / "out")
+    assert outcome.num_errors == 4
+    with (tmp_path / "out" / "one.errors.csv").open(newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["image", f"one/{listed}"]
+    assert (tmp_path / "out" / "one.csv").read_text().count("\n") == 2
+
+
+def test_a_full_disk_is_told_with_the_file(root: Path, tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "one.csv.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        measure(root, tmp_path / "out", {"one": ["one/only.jpg"]})
+    assert caught.value.filename == str(tmp_path / "out" / "one.csv")
+
+
+def test_a_disk_that_fills_up_is_told_with_the_file(root: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for it: like a full disk, it shows when the rows are written."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            measure(root, tmp_path / "out", {"one": ["one/only.jpg"]})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert caught.value.filename == str(tmp_path / "out" / "one.csv.part")
+    assert measure(root, tmp_path / "out", {"one": ["one/only.jpg"]}).num_measured == 1
+
+
 def test_the_order_in_which_images_come_does_not_show(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +194,7 @@ def test_a_smaller_selection_is_refused_and_costs_nothing(root: Path, tmp_path: 
     measure(root, tmp_path / "out")
     before = contents(tmp_path / "out")
     some = {"many": [f"many/{i:02d}.png" for i in range(20, NUM_IMAGES)]}
-    with pytest.raises(InputError, match=r"many.csv: found image many/00.png and 18 more .*--output_dir"):
+    with pytest.raises(InputError, match=r"many.csv: found 19 measured images that this run leaves out.*--limit_per"):
         measure(root, tmp_path / "out", some)
     assert contents(tmp_path / "out") == before
     assert measure(root, tmp_path / "out", some, overwrite=True).num_new == NUM_IMAGES - 20

@@ -1,13 +1,15 @@
 """Which images a folder or an annotation file stands for."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from dfbench import image_sets
+from dfbench.archives import IMAGE_SUFFIXES
 from dfbench.errors import InputError
-from dfbench.image_sets import annotated_images, choose_images, find_images
+from dfbench.image_sets import annotated_images, choose_images, find_images, printable
 
 
 def touch(root: Path, *names: str) -> None:
@@ -49,13 +51,29 @@ def test_a_source_may_be_a_link(tmp_path: Path) -> None:
     assert find_images(tmp_path / "root") == {"NOVA": ["DFBench/NOVA/1.jpg"]}
 
 
-@pytest.mark.parametrize("name", ["line\nbreak.jpg", b"latin\xe9.jpg"])
-def test_a_name_that_no_csv_can_hold_is_refused(tmp_path: Path, name: str | bytes) -> None:
-    (tmp_path / "a").mkdir()
-    with open(bytes(tmp_path / "a") + b"/" + (name if isinstance(name, bytes) else name.encode()), "wb"):
-        pass
-    with pytest.raises(InputError, match="rename the file"):
-        find_images(tmp_path)
+def test_what_is_extracted_is_found(tmp_path: Path) -> None:
+    names = sorted(f"a/1{suffix}" for suffix in IMAGE_SUFFIXES)
+    touch(tmp_path, *names, "a/2.JFIF", "a/png", "a/3.jpg.txt")
+    assert find_images(tmp_path) == {"a": [*names, "a/2.JFIF"]}
+    assert "a/1.avif" in names
+
+
+@pytest.mark.parametrize(
+    ("name", "escaped"),
+    [
+        (b"line\nbreak", "line\\nbreak"),
+        (b"a\rb", "a\\rb"),
+        (b"latin\xe9", "latin\\udce9"),
+        ("caf\u00e9".encode(), "caf\u00e9"),
+    ],
+)
+def test_a_name_that_no_csv_can_hold_stops_nothing(tmp_path: Path, name: bytes, escaped: str) -> None:
+    folder = tmp_path / os.fsdecode(name)
+    touch(folder, os.fsdecode(name) + ".jpg", "1.jpg")
+    images = choose_images(find_images(tmp_path), limit=5)
+    assert list(images) == [escaped]
+    assert {printable(key) for key in images[escaped]} == {f"{escaped}/{escaped}.jpg", f"{escaped}/1.jpg"}
+    assert all((tmp_path / key).is_file() for key in images[escaped])
 
 
 def test_no_image_and_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +101,15 @@ def test_annotated_images_are_sorted_and_unique(tmp_path: Path) -> None:
         "NOVA": ["DFBench/NOVA/1.jpg", "DFBench/NOVA/2.jpg"],
         "images": ["alone.jpg"],
     }
+
+
+@pytest.mark.parametrize("image", ["../secret.jpg", "DFBench/../x.jpg", "DFBench/NOVA/../../../x.jpg", "a\\..\\b.jpg"])
+def test_annotations_do_not_climb_out_of_the_folder(tmp_path: Path, image: str) -> None:
+    turns = [{"role": "user", "content": "<image>Real?"}, {"role": "assistant", "content": "A"}]
+    path = tmp_path / "test.json"
+    path.write_text(json.dumps([{"messages": turns, "images": name} for name in ("DFBench/NOVA/1..2.jpg", image)]))
+    with pytest.raises(InputError, match=r"test.json: found the image '.*\.\..*'; expected paths below --image_root"):
+        annotated_images([path])
 
 
 def test_choosing_sources_and_a_number_of_each() -> None:
