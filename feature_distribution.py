@@ -5,7 +5,7 @@
 
 Writes <source>.csv, <source>.errors.csv (the images that cannot be measured: missing, truncated, no image at all) and
 <source>.json. After an interruption, or with more images, the same command goes on with what is not measured yet. The
-exit status is 0 if at least one image could be measured.
+exit status is 0 if every image could be measured.
 """
 
 import sys
@@ -51,8 +51,12 @@ def main() -> None:
     rate = f", {outcome.num_new / outcome.seconds:.1f} images/s" if outcome.num_new else ""
     print(f"{outcome.num_measured} images of {len(images)} sources ({outcome.num_new} new{rate}): {args.output_dir}")
     if outcome.num_errors:
-        print(f"not measured: {outcome.num_errors}, listed in {', '.join(map(str, outcome.errors))}")
-        print("repair them and repeat the command: only they will be measured again")
+        raise InputError(
+            ", ".join(map(str, outcome.errors)),
+            found=f"{outcome.num_errors} image{'s' * (outcome.num_errors != 1)} that could not be measured",
+            expected="readable images only",
+            remedy="repair or remove them and repeat the command, which measures only them; all others are done",
+        )
 
 
 if __name__ == "__main__":

@@ -65,10 +65,12 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_measuring_folders(root: Path, tmp_path: Path) -> None:
-    result = run("feature_distribution.py", "--image-root", root, "--output-dir", tmp_path / "out", "--workers", 1)
-    assert result.returncode == 0, result.stderr
+    arguments = ("--image-root", root, "--output-dir", tmp_path / "out", "--workers", 1)
+    result = run("feature_distribution.py", *arguments)
     assert "23 images of 4 sources (24 new" in result.stdout
-    assert "not measured: 1, listed in" in result.stdout
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {tmp_path / 'out' / 'Kolors.errors.csv'}: found 1 image that could not")
+    assert result.stderr.count("\n") == 1
     assert {path.stem for path in (tmp_path / "out").glob("*.json")} == set(SOURCES)
     with (tmp_path / "out" / "Kolors.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
@@ -76,6 +78,8 @@ def test_measuring_folders(root: Path, tmp_path: Path) -> None:
     assert [row[0] for row in rows] == [f"DFBench/Kolors/00000{i}.jpg" for i in (0, 1, 3, 4, 5)]
     with (tmp_path / "out" / "Kolors.errors.csv").open(newline="") as file:
         assert [row[0] for row in csv.reader(file)] == ["image", "DFBench/Kolors/000002.jpg"]
+    (root / "DFBench" / "Kolors" / "000002.jpg").unlink()
+    assert run("feature_distribution.py", *arguments).returncode == 0
 
 
 def test_measuring_what_annotations_name(root: Path, tmp_path: Path) -> None:
@@ -85,7 +89,7 @@ def test_measuring_what_annotations_name(root: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     arguments = ("--image_root", root, "--annotations", tmp_path / "rows.jsonl", "--output_dir", tmp_path / "out")
     result = run("feature_distribution.py", *arguments, "--workers", 1)
-    assert result.returncode == 0, result.stderr
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert set(contents(tmp_path / "out")) == {"edit.csv", "Kolors.csv", "Kolors.errors.csv"}
     assert (tmp_path / "out" / "Kolors.errors.csv").read_text() == (
         "image,error\nDFBench/Kolors/999999.jpg,file is missing\n"
@@ -118,7 +122,7 @@ def test_nothing_to_measure_is_an_error(tmp_path: Path) -> None:
 def test_plotting_what_was_measured(root: Path, tmp_path: Path) -> None:
     features, figures = tmp_path / "features", tmp_path / "figures"
     measured = run("feature_distribution.py", "--image_root", root, "--output_dir", features, "--workers", 1)
-    assert measured.returncode == 0, measured.stderr
+    assert measured.returncode == 1, measured.stderr  # one image is corrupt; the others are drawn
     result = run("plot_features.py", "--features-dir", features, "--output-dir", figures, "--normalise", "panel")
     assert result.returncode == 0, result.stderr
     assert (result.stderr, result.stdout.count("\n")) == ("", 1)
@@ -153,7 +157,7 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path: Path, workers: int, n
         write_copies(tmp_path / "DFBench" / source, 40)
     (tmp_path / "DFBench" / "LIVE" / "000030.png").write_bytes(b"text")
     arguments = ("--image_root", tmp_path, "--workers", workers, "--output_dir")
-    assert run("feature_distribution.py", *arguments, tmp_path / "whole").returncode == 0
+    assert run("feature_distribution.py", *arguments, tmp_path / "whole").returncode == 1  # done, with one error
     generator = random.Random(workers)
     out = tmp_path / "part"
     for _ in range(num_kills):
@@ -164,7 +168,7 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path: Path, workers: int, n
         time.sleep(generator.uniform(0, 0.15))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert run("feature_distribution.py", *arguments, out).returncode == 0
+    assert run("feature_distribution.py", *arguments, out).returncode == 1
     assert contents(out) == contents(tmp_path / "whole")
 
 
