@@ -22,9 +22,9 @@ from typing import BinaryIO, NamedTuple
 
 from dfbench.images import MAX_PIXELS
 
-_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 IMAGE_SUFFIXES = frozenset(
-    (*_JPEG_SUFFIXES, ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".avif")
+    (*JPEG_SUFFIXES, ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".avif")
 )
 """What counts as an image, in lower case; everything else in an archive is left where it is."""
 

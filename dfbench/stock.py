@@ -70,7 +70,8 @@ def take_stock(images: Iterable[str], image_root: Path, downloads: Path, *, quie
 def _match_source(images: list[str], archives: list[Archive], image_root: Path, stock: Stock) -> None:
     """Put each image of one source into one of the three parts of the stock."""
     members = [member for archive in archives for member in archive.members]
-    fits = match_images(images, members) if members else {}
+    names = {member.archive: stock.archives[member.archive].path.name for member in members}
+    fits = match_images(images, members, names) if members else {}
     is_stocked = False
     unmatched: list[str] = []
     for image in images:

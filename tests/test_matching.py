@@ -103,6 +103,14 @@ def test_the_extension_is_ignored_unless_it_decides():
     assert one("DFBench/S/1.jpg", "1.png", "1.bmp") == "ambiguous"
 
 
+def test_two_spellings_of_an_extension_are_one():
+    assert one("DFBench/S/1.jpg", "1.jpeg", "1.png") == "1.jpeg"
+    assert one("DFBench/S/1.JPEG", "1.bmp", "1.jpg") == "1.jpg"
+    assert one("DFBench/S/1.tif", "1.tiff", "1.png") == "1.tiff"
+    assert one("DFBench/S/1.jpg", "1.jpeg", "1.jpg") == "1.jpg"
+    assert one("DFBench/S/1.jpg", "1.jpeg", "1.jpe") == "ambiguous"
+
+
 def test_dots_inside_a_name_are_no_extension():
     assert one("DFBench/CSIQ/1600.AWGN.1.jpg", "1600.AWGN.1.png", "1600.AWGN.2.png") == "1600.AWGN.1.png"
     assert one("DFBench/CSIQ/1600.AWGN.1", "1600.AWGN.1.png", "1600.AWGN.2.png") == "1600.AWGN.1.png"
@@ -156,6 +164,14 @@ def test_parts_of_a_source_in_several_archives():
     assert [fit.archive for fit in found.values()] == [0, 1]
 
 
+def test_namesakes_in_several_archives_are_told_with_the_archives():
+    parts = [member("1.jpg", 0, crc=1, archive=4), member("1.jpg", 0, crc=2, archive=5)]
+    (misfit,) = match_images(["DFBench/S/1.jpg"], parts, {4: "S_1-9.zip", 5: "S.zip"}).values()
+    assert misfit == (True, "2 images fit: S_1-9.zip: 1.jpg, S.zip: 1.jpg")
+    (misfit,) = match_images(["DFBench/S/1.jpg"], [member("1.jpg", 0, crc=1), member("1.jpg", 0, crc=2)]).values()
+    assert misfit == (True, "2 images fit: 1.jpg, 1.jpg")
+
+
 def test_a_member_goes_to_the_row_that_it_fits_best():
     images = ["DFBench/LIVE/img1.bmp", "DFBench/LIVE/gblur/img1.bmp"]
     assert list(matched(images, members("gblur/img1.bmp")).values()) == ["absent", "gblur/img1.bmp"]
@@ -195,3 +211,14 @@ def test_many_namesakes_do_not_take_quadratic_time():
     found = matched(images, members(*(f"{i}/x.jpg" for i in range(20_000))))
     assert found["DFBench/S/777/x.jpg"] == "777/x.jpg"
     assert "absent" not in found.values()
+
+
+def test_nor_do_namesakes_in_folders_that_do_not_fit():
+    images = [f"DFBench/S/q{i}/x.jpg" for i in range(20_000)]
+    found = matched(images, members(*(f"p{i}/x.jpg" for i in range(20_000))))
+    assert set(found.values()) == {"ambiguous"}
+
+
+def test_nor_do_rows_that_claim_one_member():
+    outcome = match_images([f"DFBench/S/q{i}/x.jpg" for i in range(40_000)], members("x.jpg"))
+    assert {fit.detail[:21] for fit in outcome.values()} == {"40000 rows fit x.jpg:"}
