@@ -1,7 +1,9 @@
 """Features of one image file: brightness, contrast, colorfulness, spatial information and spectral slope.
 
-Definitions, on the 0-255 scale of 8-bit RGB pixels as Pillow decodes them. Of 16-bit pixels the high byte counts, of an
-animation the first frame; CMYK goes through Pillow's conversion; EXIF orientation is ignored:
+Definitions, on the 0-255 scale of 8-bit RGB pixels as Pillow decodes them. Of an animation the first frame counts; CMYK
+goes through Pillow's conversion; EXIF orientation is ignored. Of 16-bit pixels the high byte counts, with two
+exceptions that are Pillow's: it rounds the colours of a 16-bit PPM to 8 bits, and takes a 16-bit RGB PNG for opaque
+where a single colour is declared transparent.
 
 - brightness: mean of 0.2126 R + 0.7152 G + 0.0722 B (Rec. 709 luma) over the pixels with alpha > 0.
 - contrast: standard deviation of the gray image.
@@ -117,16 +119,25 @@ def _decode(image: Image.Image, data: bytes) -> tuple[np.ndarray, np.ndarray | N
         rgb = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         if rgb is not None:
             return rgb, None
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        return _decode_deep_gray(image)
     if image.mode in ("I", "F"):
         raise ImageError(f"has 32-bit pixels (Pillow mode {image.mode}), which have no 0-255 scale")
-    if image.mode.startswith("I;16"):
-        # Pillow would clip instead: convert("RGB") of 16-bit gray turns everything above 255 of 65535 white.
-        gray = (np.asarray(image) >> 8).astype(np.uint8)
-        return cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB), None
     if image.has_transparency_data:
         rgba = np.asarray(image.convert("RGBA"))
         return np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
     return np.asarray(image.convert("RGB")), None
+
+
+def _decode_deep_gray(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
+    """As `_decode`, of 16-bit gray, in which one value may be declared transparent.
+
+    A PGM's comes as 32 bits, scaled to 0-65535. Pillow's own conversion would clip: everything above 255 turns white.
+    """
+    values = np.asarray(image)
+    rgb = cv2.cvtColor((values >> 8).astype(np.uint8), cv2.COLOR_GRAY2RGB)
+    transparent = image.info.get("transparency")
+    return rgb, None if transparent is None else (values != transparent).astype(np.uint8)
 
 
 def to_gray(rgb: np.ndarray) -> np.ndarray:

@@ -189,6 +189,34 @@ def test_sixteen_bits_gray_count_with_their_high_byte(tmp_path: Path, suffix: st
     assert_close(path, np.repeat((deep // 256)[..., None], 3, axis=2))
 
 
+def test_sixteen_bits_gray_with_a_transparent_value(tmp_path: Path) -> None:
+    """Only that value is invisible, not others of its high byte."""
+    deep = (photo()[..., 0].astype(np.uint16) << 8) + 7
+    deep[:100, :150] = 60_000
+    deep[100:, :150] = 60_001
+    path = tmp_path / "image.png"
+    Image.fromarray(deep).save(path, transparency=60_000)
+    alpha = (deep != 60_000).astype(np.uint8)
+    assert 0.2 < (alpha == 0).mean() < 0.3
+    assert_close(path, np.repeat((deep // 256)[..., None], 3, axis=2), alpha)
+
+
+@pytest.mark.parametrize("largest", [65535, 1023])
+def test_sixteen_bits_gray_as_pgm(tmp_path: Path, largest: int) -> None:
+    values = np.random.default_rng(0).integers(0, largest + 1, (80, 90))
+    path = tmp_path / "image.pgm"
+    path.write_bytes(b"P5 90 80 %d\n" % largest + values.astype(">u2").tobytes())
+    assert_close(path, np.repeat((values * 65535 // largest // 256)[..., None], 3, axis=2))
+    assert measure_image(path).format == "PPM"
+
+
+def test_sixteen_bits_colour_as_ppm_are_rounded(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (80, 90, 3))
+    path = tmp_path / "image.ppm"
+    path.write_bytes(b"P6 90 80 65535\n" + values.astype(">u2").tobytes())
+    assert_close(path, np.floor(values / 65535 * 255 + 0.5))
+
+
 def test_sixteen_bits_colour(tmp_path: Path) -> None:
     deep = photo().astype(np.uint16) * 257
     path = tmp_path / "image.png"
