@@ -19,12 +19,15 @@ from dfbench.cascade import complete, is_spared, mark_early
 from dfbench.detectors import Detector, read_detectors
 from dfbench.errors import InputError
 from dfbench.fusion import FITTED_METHODS, METHODS, Rule, fuse, given_weights, join_agents, write_fused
+from dfbench.records import check_output_csv
 from dfbench.result_files import MOA_DF_CSV, agent_csvs
 
 
 def main() -> None:
     args = parse()
-    detectors = read_detectors(args.csv or agent_csvs(partial=args.partial))
+    paths = args.csv or agent_csvs(partial=args.partial)
+    check_output_csv(args.output_csv, paths)
+    detectors = read_detectors(paths)
     detectors, early = complete(detectors)
     joined = join_agents(detectors, partial=args.partial)
     rule = choose_rule(args, joined, detectors)

@@ -68,6 +68,9 @@ def run(main: Callable[[], None]) -> int:
     `argparse` exits with 2 by itself on wrong arguments. Only the user's and the machine's faults (`InputError`,
     `OSError`) become one line; anything else is our own bug and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter is no reason to stop
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("dfbench").setLevel(logging.INFO)  # libraries may warn, no more
     try:
@@ -76,7 +79,9 @@ def run(main: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {error.filename or 'operating system'}: {error.strerror or error}", file=sys.stderr)
+        place, found = error.filename or "operating system", error.strerror or error
+        remedy = "correct the path, its permissions or the room on the disk, and repeat the command"
+        print(f"error: {place}: found {found}; expected a file or folder to read or write; {remedy}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; what was written stays, and the same command goes on from there", file=sys.stderr)

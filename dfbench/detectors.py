@@ -24,6 +24,9 @@ _UPSTREAM_MISSING = ("N/A", "", "-1.0", "-1")
 _SUM_TOLERANCE = 1.5e-4
 """How far prob_A + prob_B may be from 1: 1e-4 where both are rounded to four digits, as in upstream's Qwen script."""
 
+_LOGIT_TOLERANCE = 1e-3
+"""How far prob_A may be from the softmax of logits that another program rounded."""
+
 _LONGEST_NAME = 80
 
 _FAST_TYPES = {"image": str, "label": str, "answer": str} | dict.fromkeys(COLUMNS[3:], np.float32)
@@ -169,7 +172,21 @@ def _from_ours(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         raise _bad_cell(
             path, row, "answer", f"{frame['answer'][row]} with {pair}", "the letter of the larger one, B for a tie"
         )
+    _check_logits(frame, path)
     return frame.reset_index(drop=True)
+
+
+def _check_logits(frame: pd.DataFrame, path: Path) -> None:
+    """Logits and probabilities say the same, or there are no logits."""
+    logits = frame[["logit_A", "logit_B"]].to_numpy(np.float64)
+    given = np.isfinite(logits)
+    prob_a = 1 / (1 + np.exp(np.clip(logits[:, 1] - logits[:, 0], -500, 500)))
+    off = given.all(axis=1) & (np.abs(prob_a - frame["prob_A"].to_numpy(np.float64)) > _LOGIT_TOLERANCE)
+    wrong = pd.Series(off | (given.any(axis=1) != given.all(axis=1)), frame.index)
+    if wrong.any():
+        row = wrong.idxmax()
+        found = f"{frame['logit_A'][row]} and {frame['logit_B'][row]} with prob_A {frame['prob_A'][row]}"
+        raise _bad_cell(path, row, "logit_A, logit_B", found, "two logits whose softmax is prob_A, or two empty cells")
 
 
 def _from_upstream(table: pd.DataFrame, path: Path, *, image: str, label: str) -> tuple[pd.DataFrame, int]:
@@ -254,7 +271,7 @@ def _bad_cell(path: Path, row: int, column: str, found: str, expected: str) -> I
 def _count_errors(path: Path) -> int:
     if not path.exists():
         return 0
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
         return max(0, sum(1 for _ in csv.reader(file)) - 1)
 
 

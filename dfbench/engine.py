@@ -23,7 +23,7 @@ from dfbench.images import ImageError, load_image
 from dfbench.models.base import Cost, Prepared, Prompt, Scorer
 from dfbench.models.packed import PackShape
 from dfbench.planning import PlannedBatch, fitting_shape
-from dfbench.records import format_rows
+from dfbench.records import NOT_FINITE, format_rows
 from dfbench.resume import RecordWriter
 
 logger = logging.getLogger(__name__)
@@ -308,7 +308,7 @@ def _rows(batch: PreparedBatch, pending: Sequence[PendingLogits]) -> Rows:
     rows, errors = [], list(batch.errors)
     for pack, logits in zip(batch.packs, [one.fetch() for one in pending], strict=True):
         finite = np.isfinite(logits).all(axis=1)
-        errors += [(s.image, "logits are not finite") for s, ok in zip(pack.samples, finite, strict=True) if not ok]
+        errors += [(s.image, NOT_FINITE) for s, ok in zip(pack.samples, finite, strict=True) if not ok]
         kept = [sample for sample, ok in zip(pack.samples, finite, strict=True) if ok]
         rows += format_rows([sample.image for sample in kept], [sample.label for sample in kept], logits[finite])
     errors.sort(key=lambda pair: batch.images.index(pair[0]))

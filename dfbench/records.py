@@ -16,7 +16,7 @@ file came about. Numbers carry as many digits as float32 needs to be read back e
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,36 @@ from dfbench.letters import answers, probabilities
 COLUMNS = ("image", "label", "answer", "logit_A", "logit_B", "prob_A", "prob_B")
 ERROR_COLUMNS = ("image", "error")
 WARNING_COLUMNS = ("image", "warning")
+
+NOT_FINITE = "logits are not finite"
+"""The one error that is the model's and not the image file's."""
+
+
+def check_output_csv(csv_path: Path, inputs: Iterable[Path] = ()) -> None:
+    """Raise InputError where a per-image CSV cannot be written to this path, or would take something else's place: one
+    of the files that are read (`inputs`), or a `.json` beside it that no run of ours wrote.
+    """
+    if csv_path.suffix != ".csv" or csv_path.is_dir():
+        found = "a folder" if csv_path.is_dir() else f"the name {shorten(csv_path.name)}"
+        raise _bad_output(csv_path, found, "a name that ends in .csv")
+    read = {path.resolve() for path in inputs}
+    for path in (csv_path, info_path(csv_path), errors_path(csv_path), warnings_path(csv_path)):
+        if path.resolve() in read:
+            raise _bad_output(path, "a file that is read as well", "a file of its own for what is written")
+    try:
+        csv_path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _bad_output(csv_path.parent, str(error.strerror), "a folder to write to") from None
+    info = info_path(csv_path)
+    if info.exists() and not _OUR_KEYS & read_json_object(info).keys():
+        raise _bad_output(info, "a file that no run wrote", "the metadata of a run, whose place this is")
+
+
+_OUR_KEYS = {"identity", "detector"}
+
+
+def _bad_output(path: Path, found: str, expected: str) -> InputError:
+    return InputError(path, found=found, expected=expected, remedy="name another --output_csv")
 
 
 def errors_path(csv_path: Path) -> Path:
@@ -61,7 +91,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         if isinstance(content, dict):
             return content
         reason = shorten(content)
-    raise InputError(path, found=reason, expected="the metadata of a run, a JSON object", remedy="delete this file")
+    raise InputError(path, found=reason, expected="the metadata of a run, a JSON object", remedy="move it away")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

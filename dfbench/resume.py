@@ -9,7 +9,7 @@ together.
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -23,10 +23,13 @@ _KINDS = ((Path, COLUMNS), (errors_path, ERROR_COLUMNS), (warnings_path, WARNING
 """The three files of a run: how each path follows from the CSV's, and its columns."""
 
 
-def settle(csv_path: Path, batches: Sequence[Batch], order: Sequence[str] | None = None) -> set[int]:
+def settle(
+    csv_path: Path, batches: Sequence[Batch], order: Sequence[str] | None = None, *, again: Collection[str] = ()
+) -> set[int]:
     """Bring the files of earlier runs, parts included, into the CSV, its errors and its warnings.
 
-    order: all images as the files shall have them; without it, as the batches do. Whatever belongs to a batch that is
+    order: all images as the files shall have them; without it, as the batches do. again: images whose batches do not
+    count as done. Whatever belongs to a batch that is
     not done is dropped. Returns the indices of the batches that are done. Each file is put in place at once, the parts
     are removed after that: a kill in between loses nothing. Raises InputError where a file holds images that are not of
     this run, or has other columns.
@@ -35,7 +38,7 @@ def settle(csv_path: Path, batches: Sequence[Batch], order: Sequence[str] | None
     parts = part_paths(csv_path)
     tables = [_merged([path_of(path) for path in (csv_path, *parts)], columns) for path_of, columns in _KINDS]
     _refuse_strangers(csv_path, tables, batches)
-    done = _done(tables, batches)
+    done = {index for index in _done(tables, batches) if not any(image in again for image in batches[index])}
     scored = {image for index in done for image in batches[index]}
     kept = [image for image in order or chain.from_iterable(batches) if image in scored]
     for (path_of, columns), lines in zip(_KINDS, tables, strict=True):
@@ -48,6 +51,17 @@ def settle(csv_path: Path, batches: Sequence[Batch], order: Sequence[str] | None
 def done_batches(csv_path: Path, batches: Sequence[Batch]) -> set[int]:
     """Indices of the batches that are done in the CSV and its errors; changes nothing."""
     return _done([_merged([path_of(csv_path)], columns) for path_of, columns in _KINDS], batches)
+
+
+def written_cells(csv_path: Path) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """image -> label, image -> error and image -> warning out of the three files and their parts."""
+    parts = part_paths(csv_path)
+    tables = [_merged([path_of(path) for path in (csv_path, *parts)], columns) for path_of, columns in _KINDS]
+    return tuple({image: _second_cell(line) for image, line in lines.items()} for lines in tables)
+
+
+def _second_cell(line: bytes) -> str:
+    return next(csv.reader([line.decode(errors="replace")]))[1]
 
 
 def count_rows(csv_path: Path) -> dict[str, int]:

@@ -16,12 +16,16 @@ INTERNVL_PROTOCOLS = ("upstream", "native")
 
 @dataclass(frozen=True)
 class Agent:
-    """A model folder: its name (also of its CSV), where it lies, and its annotation file relative to it."""
+    """A model folder: its name (also of its CSV), where it lies, and its annotation file relative to it.
+
+    family: `model_type` of the checkpoints that are this agent's; None takes any.
+    """
 
     name: str
     folder: Path
     dataset: str
     protocols: Sequence[str] = ()
+    family: str | None = None
 
 
 def main(agent: Agent, description: str | None) -> None:
@@ -42,6 +46,12 @@ def parse(agent: Agent, description: str | None) -> Namespace:
         help="checkpoint folder; without it, the newest merged one, or else the newest adapter",
     )
     add("--adapter", type=Path, help="LoRA adapter folder, scored unmerged on top of --model_path")
+    add(
+        "--train_dir",
+        type=Path,
+        default=agent.folder / "output_ckpt",
+        help="folder of training's results, searched where --model_path is not named",
+    )
     add("--dataset_path", type=Path, default=agent.folder / agent.dataset, help="annotation file, either shape")
     add("--image_root", type=Path, default=REPOSITORY, help="folder that the annotated image paths start from")
     add("--output_csv", type=Path, default=RESULTS / f"{agent.name}.csv", help="per-image CSV to write")
@@ -76,6 +86,8 @@ def parse(agent: Agent, description: str | None) -> Namespace:
 
 def _suit_the_device(parser: cli.ArgumentParser, args: Namespace) -> None:
     """Fill in what depends on the device, and refuse what it cannot do."""
+    if args.device in (None, "cuda"):
+        _see_own_gpu()
     import torch  # only now: it takes seconds, which --help and wrong arguments need not wait for
 
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -89,12 +101,25 @@ def _suit_the_device(parser: cli.ArgumentParser, args: Namespace) -> None:
 
         if not on_gpu or torch.cuda.get_device_capability(args.device) < FIRST_CAPABILITY:
             parser.error("--precision fp8 needs a GPU of compute capability 8.9 or more")
+    if on_gpu:
+        torch.cuda.set_device(args.device)
     args.dtype = args.dtype or ("bfloat16" if on_gpu else "float32")
     args.compile = on_gpu and args.dtype != "float32" and not args.eager
     if args.batch_size is None and not on_gpu:
         args.batch_size = 8
     if args.workers is None:
         args.workers = min(16, os.cpu_count() or 1) if on_gpu else 0
+
+
+def _see_own_gpu() -> None:
+    """Let each of torchrun's processes see one GPU, its own, as GPU 0: nothing of it ends up on another's, and code
+    that was compiled for one serves all.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        local, visible = int(os.environ.get("LOCAL_RANK", "0")), os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible is not None else None
+        own = str(local) if gpus is None else gpus[local] if local < len(gpus) else ""
+        os.environ["CUDA_VISIBLE_DEVICES"] = own
 
 
 def _device(text: str) -> str:

@@ -15,6 +15,7 @@ from dfbench.annotations import Sample, read_annotations
 from dfbench.cascade import settled_images
 from dfbench.detectors import read_detector, read_detectors
 from dfbench.distributed import Ranks
+from dfbench.earlier_run import begin, questions_identity
 from dfbench.engine import Outcome, Preparation, score_batches
 from dfbench.errors import InputError
 from dfbench.models import load_prompt, load_scorer
@@ -22,8 +23,8 @@ from dfbench.models.base import DTYPES, Prompt, fingerprint
 from dfbench.paths import cache_folder
 from dfbench.planning import Plan, make_plan, measure_costs, share_out
 from dfbench.provenance import describe_software
-from dfbench.records import errors_path, info_path, read_info, warnings_path, write_json
-from dfbench.resume import RecordWriter, count_rows, done_batches, part_path, remove_results, settle
+from dfbench.records import check_output_csv, errors_path, info_path, warnings_path, write_json
+from dfbench.resume import RecordWriter, count_rows, done_batches, part_path, settle
 from dfbench.scoring import Agent
 from dfbench.tables import accuracy_lines
 from dfbench.weights import find_weights
@@ -37,26 +38,72 @@ def run(args: Namespace, agent: Agent) -> None:
     if args.compile:
         _keep_compiled_code()
     ranks = Ranks.from_environment()
-    if args.device == "cuda" and ranks.world > 1:
-        args.device = f"cuda:{ranks.local}"
+    _check_ranks(args, ranks)
+    _check_paths(args)
     samples = _chosen_samples(args)
-    checkpoint, adapter = find_weights(args.model_path, args.adapter, agent.folder / "output_ckpt")
+    checkpoint, adapter = find_weights(args.model_path, args.adapter, args.train_dir)
     prompt = load_prompt(checkpoint, getattr(args, "protocol", "upstream"))
+    _check_family(agent, prompt)
     prompt.share_prefix({sample.question for sample in samples})
-    plan = _plan(args, samples, prompt)
-    identity = _identity(args, prompt, adapter)
+    plan = _plan(args, samples, prompt, ranks)
+    identity = _identity(args, samples, prompt, adapter)
     images = [[sample.image for sample in batch.samples] for batch in plan.batches]
-    order = [sample.image for sample in samples]
     if ranks.first:
-        _begin(args, identity, images, order)
+        begin(args.output_csv, identity, samples, images, image_root=args.image_root, overwrite=args.overwrite)
     ranks.wait()
     outcome = _score(args, prompt, adapter, plan, images, ranks)
     outcomes = ranks.gather(outcome)
     if ranks.first:
-        settle(args.output_csv, images, order)
+        settle(args.output_csv, images, [sample.image for sample in samples])
         counts = count_rows(args.output_csv)
+        _check_whole(args, counts, len(samples))
         write_json(info_path(args.output_csv), _metadata(args, identity, plan, outcomes, counts))
         _report(args, outcomes, counts)
+
+
+def _check_ranks(args: Namespace, ranks: Ranks) -> None:
+    """One process on a CPU among others on GPUs would go unnoticed, slow and with other numbers."""
+    kinds = set(ranks.gather((args.device.partition(":")[0], args.dtype, args.precision)))
+    if len(kinds) > 1:
+        raise InputError(
+            "torchrun",
+            found=f"processes of different kinds ({', '.join(sorted(map(' '.join, kinds)))})",
+            expected="a GPU for each process, or none for all",
+            remedy="start as many processes on a host (--nproc_per_node) as it has GPUs",
+        )
+
+
+def _check_paths(args: Namespace) -> None:
+    check_output_csv(args.output_csv, [args.dataset_path, *(args.only_undecided or ())])
+    if not args.image_root.is_dir():
+        raise InputError(
+            args.image_root,
+            found="no such folder",
+            expected="the folder that the annotated image paths start from",
+            remedy="correct --image_root",
+        )
+
+
+def _check_family(agent: Agent, prompt: Prompt) -> None:
+    """One model under another's name would count twice in MoA-DF."""
+    if agent.family and prompt.family != agent.family:
+        raise InputError(
+            prompt.checkpoint,
+            found=f"a checkpoint of the family {prompt.family}",
+            expected=f"one of the family {agent.family}, for {agent.name}",
+            remedy="correct --model_path, or use that model's own folder",
+        )
+
+
+def _check_whole(args: Namespace, counts: dict[str, int], num_samples: int) -> None:
+    found = counts["rows"] + counts["errors"]
+    if found != num_samples:
+        raise InputError(
+            args.output_csv,
+            found=f"{found:,} of {num_samples:,} images after the run",
+            expected="all of them: one folder that all processes share, and no other run on this file",
+            remedy="see to both and repeat the command; what is scored is kept",
+        )
 
 
 def _keep_compiled_code() -> None:
@@ -96,7 +143,7 @@ def _chosen_samples(args: Namespace) -> list[Sample]:
     return samples[: args.limit]
 
 
-def _identity(args: Namespace, prompt: Prompt, adapter: Path | None) -> dict[str, Any]:
+def _identity(args: Namespace, samples: list[Sample], prompt: Prompt, adapter: Path | None) -> dict[str, Any]:
     """What two runs must share for their rows to stand in one file."""
     return {
         "model": str(prompt.checkpoint),
@@ -106,31 +153,15 @@ def _identity(args: Namespace, prompt: Prompt, adapter: Path | None) -> dict[str
         "dtype": args.dtype,
         "precision": args.precision,
         "strict_images": args.strict_images,
+        "questions": questions_identity(samples),
         **prompt.describe(),
     }
 
 
-_PLACES = ("model", "adapter")
-
-
-def check_identity(args: Namespace, identity: dict[str, Any]) -> None:
-    """Raise InputError where the CSV to resume was begun with another model, dtype or protocol."""
-    begun = read_info(args.output_csv).get("identity")
-    if args.overwrite or not begun or not args.output_csv.exists():
-        return
-    for key, value in identity.items():
-        if key not in _PLACES and begun.get(key) != value:
-            raise InputError(
-                args.output_csv,
-                found=f"a run with {key} {begun.get(key)}",
-                expected=f"{key} {value}, as this run has",
-                remedy="repeat the command that began this file, name another --output_csv, or --overwrite it",
-            )
-
-
-def _plan(args: Namespace, samples: list[Sample], prompt: Prompt) -> Plan:
+def _plan(args: Namespace, samples: list[Sample], prompt: Prompt, ranks: Ranks) -> Plan:
     costs = measure_costs(samples, args.image_root, prompt)
     budget = args.token_budget or (automatic_budget(args) if args.device.startswith("cuda") else _CPU_BUDGET)
+    budget = min(ranks.gather(budget))  # one plan for all, should their cards differ
     return make_plan(samples, costs, token_budget=budget, batch_size=args.batch_size)
 
 
@@ -147,17 +178,6 @@ def automatic_budget(args: Namespace) -> int:
     memory = torch.cuda.get_device_properties(args.device).total_memory
     room = memory - 20e9 * DTYPES[args.dtype].itemsize / 2
     return int(min(_GPU_BUDGET, max(2_048, 0.6 * room / 4e5)))
-
-
-def _begin(args: Namespace, identity: dict[str, Any], images: list[list[str]], order: list[str]) -> None:
-    """Bring what earlier runs left into order, or refuse it."""
-    check_identity(args, identity)
-    if args.overwrite:
-        remove_results(args.output_csv)
-    done = settle(args.output_csv, images, order)
-    if 0 < len(done) < len(images):
-        logger.info("resuming: %d of %d batches are done", len(done), len(images))
-    write_json(info_path(args.output_csv), {"identity": identity, "finished": False})
 
 
 def _score(

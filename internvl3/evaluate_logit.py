@@ -18,6 +18,7 @@ AGENT = Agent(
     folder=Path(__file__).resolve().parent,
     dataset="data/img_test.jsonl",
     protocols=INTERNVL_PROTOCOLS,
+    family="internvl",
 )
 
 if __name__ == "__main__":

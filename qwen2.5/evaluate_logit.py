@@ -13,7 +13,9 @@ from pathlib import Path
 from dfbench import cli
 from dfbench.scoring import Agent, main
 
-AGENT = Agent(name="qwen2.5", folder=Path(__file__).resolve().parent, dataset="datasets/img_test.json")
+AGENT = Agent(
+    name="qwen2.5", folder=Path(__file__).resolve().parent, dataset="datasets/img_test.json", family="qwen2_5_vl"
+)
 
 if __name__ == "__main__":
     sys.exit(cli.run(lambda: main(AGENT, __doc__)))

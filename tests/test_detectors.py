@@ -69,8 +69,9 @@ def test_what_is_written_reads_back_the_same(tmp_path):
     frame = pd.DataFrame({"image": [f'DFBench/edit/{i},"x".jpg' for i in range(500)], "label": "B"})
     frame["prob_A"], frame["prob_B"] = pair, 1 - pair
     frame["answer"] = np.where(frame["prob_A"] > frame["prob_B"], "A", "B")
-    frame["logit_A"] = rng.normal(0, 1e-9, 500).astype(np.float32)
-    frame["logit_B"] = np.where(pair > 0.5, np.float32("nan"), np.float32(1e30))
+    size = rng.choice([1e-9, 1, 1e3], 500).astype(np.float32)  # cells of many lengths
+    frame["logit_B"] = np.where(pair > 0.9, np.float32("nan"), size)
+    frame["logit_A"] = frame["logit_B"] + np.log(pair / (1 - pair))
     write_detector(tmp_path / "a.csv", frame.assign(prob_B_qwen=pair), {"x": 1}, extra=["prob_B_qwen"])
     found = read_detector(tmp_path / "a.csv")
     pd.testing.assert_frame_equal(found.frame[list(COLUMNS)], frame[list(COLUMNS)], check_dtype=False)
@@ -97,6 +98,8 @@ def test_errors_beside_the_file_are_counted(tmp_path):
         ("x.jpg,A,B,1,2,0.75,0.25", "answer", "B with prob_A 0.75, prob_B 0.25"),
         ("x.jpg,A,A,1,2,0.5,0.5", "answer", "A with prob_A 0.5, prob_B 0.5"),
         ("x.jpg,A,,1,2,0.75,0.25", "answer", "''"),
+        ("x.jpg,A,A,1,2,0.75,0.25", "logit_A, logit_B", "1.0 and 2.0 with prob_A 0.75"),
+        ("x.jpg,A,A,1,,0.75,0.25", "logit_A, logit_B", "1.0 and nan with prob_A 0.75"),
         ("x.jpg,real,A,1,2,0.75,0.25", "label", "'real'"),
         (",A,A,1,2,0.75,0.25", "image", "no image"),
         ("", "image", "no image"),

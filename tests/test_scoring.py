@@ -1,6 +1,7 @@
 """evaluate_logit.py from the command line inwards: what it writes, what it reports, what it refuses."""
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -17,6 +18,7 @@ from dfbench.detectors import read_detector
 from dfbench.images import load_image
 from dfbench.models import load_prompt, load_scorer
 from dfbench.records import COLUMNS
+from dfbench.scoring import _see_own_gpu
 
 AGENTS = ("qwen2.5", "internvl2.5", "internvl3")
 
@@ -283,10 +285,16 @@ def test_strict_images_makes_a_truncated_image_an_error(evaluate, fake_model, ph
 
 
 def test_a_run_in_which_every_image_fails(evaluate, fake_model, usual, output, tmp_path):
-    finished = evaluate(*usual, "--image_root", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    finished = evaluate(*usual, "--image_root", tmp_path / "empty")
     assert "found 12 images without an answer" in one_error(finished)
     assert output.read_text() == ",".join(COLUMNS) + "\n"
     assert "0 images in" in finished.out
+
+
+def test_a_folder_of_images_that_is_not_there(evaluate, fake_model, usual, output, tmp_path):
+    assert "nowhere: found no such folder" in one_error(evaluate(*usual, "--image_root", tmp_path / "nowhere"))
+    assert not output.exists()
 
 
 def test_logits_that_are_not_finite_are_errors(evaluate, fake_model, photo_set, usual, output):
@@ -426,3 +434,38 @@ def test_a_full_disk_keeps_what_is_scored(evaluate, fake_model, usual, output):
     assert evaluate(*usual, "--batch_size", 3).status == 0
     assert fake_model.seen == [3]
     assert output.read_bytes() == expected
+
+
+@pytest.mark.parametrize(("agent", "token"), [("qwen2.5", "<|image_pad|>"), ("internvl3", "<IMG_CONTEXT>")])
+def test_a_question_with_an_image_token_of_its_own(
+    evaluate, checkpoints, photo_set, output, tmp_path, write_rows, agent, token
+):
+    first, *others = photo_set.samples[:3]
+    rows = write_rows(tmp_path / "rows.json", [Sample(first.image, first.label, f"<image>Real? {token}"), *others])
+    usual = ("--model_path", checkpoints[agent], "--dataset_path", rows, "--image_root", photo_set.root)
+    error = one_error(evaluate(*usual, "--output_csv", output))
+    assert "found 1 images without an answer" in error
+    assert "its question holds 1 image tokens of its own" in output.with_name("agent.errors.csv").read_text()
+    assert len(read_detector(output).frame) == 2
+
+
+# ------------------------------------------------------------------------------------------------------------- several
+
+
+@pytest.mark.parametrize(
+    ("environment", "visible"),
+    [
+        ({}, None),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "1"}, "1"),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "4,GPU-7"}, "GPU-7"),
+        ({"WORLD_SIZE": "4", "LOCAL_RANK": "3", "CUDA_VISIBLE_DEVICES": "4,5"}, ""),
+    ],
+)
+def test_each_process_sees_its_own_gpu(monkeypatch, environment, visible):
+    for name in ("WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")  # so that it is as it was afterwards
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    _see_own_gpu()
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +24,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from dfbench.errors import InputError, shorten
+from dfbench.images import ImageError
 from dfbench.models.fp8 import quantize
 from dfbench.models.fused import fuse_decoder_layer, fuse_vision_block
 from dfbench.models.packed import PackShape, Prefix, decode_last, decode_prefix, decoder_layer, two_letter_logits
@@ -57,11 +58,13 @@ class Prompt(ABC):
     """The CPU side of a model family: question and image -> token ids and pixels. Used by scoring and by training
     alike.
 
+    family: the config's `model_type`.
     letters: token ids of A and B as they follow the prompt.
     prefix: token ids that every prompt of the run begins with (see `share_prefix`).
     depends_on_size: whether `cost` depends on the image at all.
     """
 
+    family: str
     checkpoint: Path
     image_token_id: int
     letters: tuple[int, int]
@@ -105,6 +108,12 @@ class Prompt(ABC):
     def cost_of(self, prepared: Prepared) -> Cost:
         """The cost of a prepared prompt; its windows are not counted."""
         return Cost(len(prepared.input_ids) - len(self.prefix), len(prepared.pixels))
+
+    def check_image_tokens(self, ids: Sequence[int], num_tokens: int) -> None:
+        """Raise ImageError where a question holds image tokens of its own: no pixels would belong to them."""
+        found = ids.count(self.image_token_id)
+        if found != num_tokens:
+            raise ImageError(f"its question holds {found - num_tokens} image tokens of its own")
 
     def own_ids(self, prepared: Prepared) -> Tensor:
         """A prompt's token ids after the shared prefix."""

@@ -47,6 +47,8 @@ class _Shape:
 class InternVLPrompt(Prompt):
     """Builds InternVL's token ids and tiles; small and picklable, so that worker processes can hold it."""
 
+    family = "internvl"
+
     def __init__(self, checkpoint: Path, protocol: str = "upstream") -> None:
         self.checkpoint, self.protocol = checkpoint, protocol
         config = InternVLConfig.from_pretrained(checkpoint)
@@ -110,7 +112,9 @@ class InternVLPrompt(Prompt):
 
     def prepare(self, question: str, rgb: Image.Image) -> Prepared:
         tiles = self.tiles(rgb)
-        return Prepared(torch.tensor(self.input_ids(question, len(tiles))), torch.from_numpy(tiles))
+        ids = self.input_ids(question, len(tiles))
+        self.check_image_tokens(ids, len(tiles) * self.shape.tokens_per_tile)
+        return Prepared(torch.tensor(ids), torch.from_numpy(tiles))
 
     def pixel_values(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
         """Tiles uint8 (T, 3, tile, tile) -> normalised values of the same shape."""

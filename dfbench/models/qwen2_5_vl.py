@@ -35,6 +35,8 @@ keeps larger ones within the training length of 2,048 tokens. train.sh hands the
 class QwenPrompt(Prompt):
     """Builds Qwen2.5-VL's token ids and patches; small and picklable, so that worker processes can hold it."""
 
+    family = "qwen2_5_vl"
+
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
         self.config = Qwen2_5_VLConfig.from_pretrained(checkpoint)
@@ -84,7 +86,9 @@ class QwenPrompt(Prompt):
         width, height = self.size(*rgb.size)
         pixels = np.asarray(rgb.resize((width, height)))
         rows, columns = height // self.patch, width // self.patch
-        ids = self.input_ids(question, rows * columns // self.merge**2)
+        num_tokens = rows * columns // self.merge**2
+        ids = self.input_ids(question, num_tokens)
+        self.check_image_tokens(ids, num_tokens)
         return Prepared(torch.tensor(ids), torch.from_numpy(self._patches(pixels)), (rows, columns))
 
     def pixel_values(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,94 @@
+"""What an earlier run left under the same name: may this one go on with it, and what of it must be done again?"""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dfbench.annotations import Sample
+from dfbench.errors import InputError, shorten
+from dfbench.images import ImageError, load_image
+from dfbench.records import NOT_FINITE, info_path, read_info, write_json
+from dfbench.resume import remove_results, settle, written_cells
+
+logger = logging.getLogger(__name__)
+
+_PLACES = ("model", "adapter")
+"""Keys of an identity that say where weights lie; their fingerprints say which they are."""
+
+_MOST_QUESTIONS = 1_000
+
+
+def questions_identity(samples: Iterable[Sample]) -> list[str]:
+    """Short hashes of the distinct questions, in order; empty where nearly every image has its own."""
+    questions = {sample.question for sample in samples}
+    if len(questions) > _MOST_QUESTIONS:
+        return []
+    return sorted(hashlib.blake2b(question.encode(), digest_size=6).hexdigest() for question in questions)
+
+
+def begin(
+    csv_path: Path,
+    identity: dict[str, Any],
+    samples: Sequence[Sample],
+    batches: Sequence[Sequence[str]],
+    *,
+    image_root: Path,
+    overwrite: bool,
+) -> None:
+    """Bring what earlier runs left into order for this one: parts merged, what is not done dropped.
+
+    A batch with an image that could not be read then and can be now is done again. Raises InputError where the file
+    was begun with another model, dtype, protocol, or other annotations.
+    """
+    if overwrite:
+        remove_results(csv_path)
+    else:
+        _check(csv_path, identity, samples)
+    mended = _mended(csv_path, image_root)
+    if mended:
+        logger.info("%d images that could not be read can be now", len(mended))
+    done = settle(csv_path, batches, [sample.image for sample in samples], again=mended)
+    if 0 < len(done) < len(batches):
+        logger.info("resuming: %d of %d batches are done", len(done), len(batches))
+    write_json(info_path(csv_path), {"identity": identity, "finished": False})
+
+
+def _check(csv_path: Path, identity: dict[str, Any], samples: Sequence[Sample]) -> None:
+    rows, errors, _ = written_cells(csv_path)
+    strangers = (rows.keys() | errors.keys()) - {sample.image for sample in samples}
+    if strangers or not (rows or errors):  # `settle` names strangers
+        return
+    begun = read_info(csv_path).get("identity")
+    if not isinstance(begun, dict):
+        raise _other(csv_path, "rows without the metadata of the run that wrote them", "rows of this very run")
+    for key, value in identity.items():
+        if key == "questions":
+            if value and set(begun.get(key, ())) - set(value):
+                raise _other(csv_path, "answers to other questions", "those of the annotations at hand")
+        elif key not in _PLACES and begun.get(key) != value:
+            raise _other(csv_path, f"a run with {key} {begun.get(key)}", f"{key} {value}, as this run has")
+    for sample in samples:
+        label = rows.get(sample.image, sample.label)
+        if label != sample.label:
+            found = f"label {shorten(label)} of {sample.image}"
+            raise _other(csv_path, found, f"{shorten(sample.label)}, as in the annotations at hand")
+
+
+def _other(csv_path: Path, found: str, expected: str) -> InputError:
+    remedy = "repeat the command that began this file, name another --output_csv, or --overwrite it"
+    return InputError(csv_path, found=found, expected=expected, remedy=remedy)
+
+
+def _mended(csv_path: Path, image_root: Path) -> set[str]:
+    _, errors, _ = written_cells(csv_path)
+    return {image for image, reason in errors.items() if reason != NOT_FINITE and _readable(image_root / image)}
+
+
+def _readable(path: Path) -> bool:
+    try:
+        load_image(path)
+    except ImageError:
+        return False
+    return True
