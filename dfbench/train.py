@@ -15,6 +15,7 @@ import sys
 from argparse import ArgumentTypeError, Namespace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 
@@ -23,11 +24,14 @@ from dfbench.annotations import split_validation, write_annotations
 from dfbench.errors import InputError, shorten
 from dfbench.models import usable_checkpoint
 from dfbench.models.base import read_config
+from dfbench.models.internvl_checkpoint import is_original
 from dfbench.paths import REPOSITORY
 from dfbench.training_rows import QWEN_MAX_RATIO, checked_samples
 from dfbench.weights import newest_adapter, read_base_model
 
 logger = logging.getLogger(__name__)
+
+FAMILIES = ("qwen2_5_vl", "internvl")
 
 ON_CPU = {
     "--torch_dtype": "float32",
@@ -58,22 +62,25 @@ def train(argv: list[str]) -> None:
     add("--val_fraction", type=_fraction, default=0.01, help="share of each source's training rows kept for validation")
     add("--image_root", type=Path, default=REPOSITORY, help="folder that the annotated image paths start from")
     add("--model", type=Path, required=True, help="base checkpoint folder")
+    add("--model_type", help="ms-swift's name of the model family, which the checkpoint has to be of")
     add("--output_dir", type=Path, required=True, help="folder for checkpoints")
     add("--resume_from_checkpoint", help="checkpoint folder to go on from")
     add("--deepspeed", default="zero1", help="DeepSpeed stage where several GPUs train; 'none' for plain DDP")
     add("--decode_images", action="store_true", help="decode every image beforehand, not only its header")
     args, flags = parser.parse_known_args(argv)
+    # First what is quickly told: looking at all images can take minutes.
+    machine = _for_this_machine(args.deepspeed)
+    family = _checked_family(args.model, args.model_type)
     _check_output(args)
-    family = read_config(args.model).get("model_type")
     model = usable_checkpoint(args.model)
     refuse_remote_code(model)
     training, validation = _datasets(args, QWEN_MAX_RATIO if family == "qwen2_5_vl" else None)
     flags += ["--model", str(model), "--output_dir", str(args.output_dir), "--dataset", str(training)]
+    flags += ["--model_type", args.model_type] if args.model_type else []
     flags += ["--val_dataset", str(validation)] if validation else ["--eval_strategy", "no"]
     if args.resume_from_checkpoint:
         flags += ["--resume_from_checkpoint", args.resume_from_checkpoint]
-    flags += _for_this_machine(args.deepspeed)
-    _swift("sft", flags)
+    _swift("sft", flags + machine)
 
 
 def merge(argv: list[str]) -> None:
@@ -109,8 +116,24 @@ def refuse_remote_code(checkpoint: Path) -> None:
             )
 
 
+def _checked_family(checkpoint: Path, expected: str | None) -> str | None:
+    """The checkpoint's `model_type`, as of its native form. ms-swift calls both families what their configs call them.
+
+    Raises InputError where the shell of one family was given a checkpoint of another.
+    """
+    family = "internvl" if is_original(checkpoint) else read_config(checkpoint).get("model_type")
+    if expected in FAMILIES and family != expected:
+        raise InputError(
+            checkpoint / "config.json",
+            found=f"model_type {shorten(family)}",
+            expected=expected,
+            remedy="set MODEL to a model of this folder's family, or train in the folder of that model",
+        )
+    return family
+
+
 def _check_output(args: Namespace) -> None:
-    """Two runs' checkpoints in one folder cannot be told apart afterwards."""
+    """A folder that can be written to, without checkpoints: those of two runs cannot be told apart afterwards."""
     if next(args.output_dir.glob("checkpoint-*"), None) and not args.resume_from_checkpoint:
         raise InputError(
             args.output_dir,
@@ -118,6 +141,21 @@ def _check_output(args: Namespace) -> None:
             expected="a new folder",
             remedy="set OUTPUT_DIR, remove them, or go on from one with --resume_from_checkpoint",
         )
+    try:
+        _data_folder(args).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=_data_folder(args)):
+            pass
+    except OSError as error:
+        raise InputError(
+            args.output_dir,
+            found=f"that nothing can be written there ({error.strerror})",
+            expected="a folder, or a place for a new one",
+            remedy="set OUTPUT_DIR to another place",
+        ) from None
+
+
+def _data_folder(args: Namespace) -> Path:
+    return args.output_dir / "data"
 
 
 def _datasets(args: Namespace, max_ratio: float | None) -> tuple[Path, Path | None]:
@@ -137,8 +175,7 @@ def _datasets(args: Namespace, max_ratio: float | None) -> tuple[Path, Path | No
     else:
         samples, validation = split_validation(samples, args.val_fraction)
     logger.info("%d training and %d validation rows, all checked", len(samples), len(validation))
-    folder = args.output_dir / "data"
-    paths = folder / "train.jsonl", folder / "val.jsonl"
+    paths = _data_folder(args) / "train.jsonl", _data_folder(args) / "val.jsonl"
     for rows, path in zip((samples, validation), paths, strict=True):
         write_annotations(rows, path, image_root=args.image_root)
     return paths[0], paths[1] if validation else None

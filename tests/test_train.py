@@ -106,7 +106,7 @@ def test_every_bad_row_is_listed_before_training(run, swift, usual, photo_set, t
     ):
         assert any(what in line for line in listed), (what, listed)
     assert last.startswith(f"error: {path}: found 7 rows that cannot be trained on")
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").rglob("*.jsonl"))
 
 
 def test_of_many_bad_rows_the_first_are_listed(run, swift, usual, tmp_path, write_rows):
@@ -230,6 +230,39 @@ def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(run, swift, u
     assert flag(swift[0], "resume_from_checkpoint") == str(checkpoint)
 
 
+@pytest.mark.parametrize(("model", "model_type"), [("internvl3", "qwen2_5_vl"), ("qwen2.5", "internvl")])
+def test_a_model_of_another_family_is_refused(run, swift, usual, checkpoints, model, model_type):
+    status, lines = run(*usual, "--model", checkpoints[model], "--model_type", model_type)
+    assert (status, len(lines), swift) == (1, 1, [])
+    found = json.loads((checkpoints[model] / "config.json").read_text())["model_type"]
+    assert f"{checkpoints[model] / 'config.json'}: found model_type '{found}'; expected {model_type};" in lines[0]
+
+
+def test_an_original_internvl_checkpoint_is_not_converted_for_qwen(run, swift, usual, tmp_path):
+    folder = tmp_path / "InternVL2_5-8B"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "internvl_chat"}')
+    status, lines = run(*usual, "--model", folder, "--model_type", "qwen2_5_vl")
+    assert (status, len(lines), swift) == (1, 1, [])
+    assert "found model_type 'internvl'; expected qwen2_5_vl" in lines[0]
+
+
+@pytest.mark.parametrize(("model", "model_type"), [("internvl3", "internvl"), ("qwen2.5", "qwen2_5_vl")])
+def test_the_model_type_reaches_ms_swift(run, swift, usual, checkpoints, model, model_type):
+    assert run(*usual, "--model", checkpoints[model], "--model_type", model_type)[0] == 0
+    assert flag(swift[0], "model_type") == model_type
+
+
+def test_an_output_folder_that_cannot_be_is_told_before_rows_are_checked(run, swift, usual, tmp_path):
+    (tmp_path / "file").touch()
+    nowhere = ("--train_annotations", tmp_path / "gone.json")
+    for folder in (tmp_path / "file", tmp_path / "file" / "out", "/proc/out"):
+        status, lines = run(*usual, *nowhere, "--output_dir", folder)
+        assert (status, len(lines), swift) == (1, 1, [])
+        assert f"error: {folder}: found that nothing can be written there" in lines[0]
+        assert "set OUTPUT_DIR" in lines[0]
+
+
 # --------------------------------------------------------------------------------------------------- validation data
 
 
@@ -318,9 +351,11 @@ def test_several_gpus_share_the_optimizer(run, swift, usual, monkeypatch, proces
 
 
 @pytest.mark.parametrize("number", ["two", "0", "-1"])
-def test_a_number_of_processes_that_is_none(run, swift, usual, monkeypatch, number):
+def test_a_number_of_processes_that_is_none_is_told_before_rows_are_checked(
+    run, swift, usual, monkeypatch, tmp_path, number
+):
     monkeypatch.setenv("NPROC_PER_NODE", number)
-    status, lines = run(*usual)
+    status, lines = run(*usual, "--train_annotations", tmp_path / "gone.json")
     assert (status, len(lines), swift) == (1, 1, [])
     assert f"NPROC_PER_NODE: found '{number}'; expected a number" in lines[0]
 
