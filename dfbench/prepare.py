@@ -13,11 +13,12 @@ from typing import Any
 
 from dfbench.annotations import AnnotationWriter, Sample, iter_samples
 from dfbench.errors import InputError
+from dfbench.image_checks import check_images, repair_images
 from dfbench.prepare_report import FileSummary, LeftOut, Reason, Report
 from dfbench.processes import progress_bar
 from dfbench.released import SPLITS, TEST, TRAIN, VAL, Target, find_released, is_clean, keep_released
 from dfbench.sources import FAKE, REAL, source_of
-from dfbench.stock import Stock, check_images, extract_missing, repair_images, take_stock
+from dfbench.stock import Stock, extract_missing, take_stock
 from dfbench.subsets import Subset, choose_images
 from dfbench.survey import Survey, survey
 

@@ -1,17 +1,13 @@
-"""What there is of each annotated image, on the disk and in archives; extract what is missing, check what is there."""
+"""What there is of each annotated image, on the disk and in archives; extract what is missing."""
 
 import os
 import shutil
 import stat
-import warnings
-import zlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import NamedTuple
-
-from PIL import Image
 
 from dfbench.archives import (
     CANNOT_WRITE,
@@ -24,14 +20,13 @@ from dfbench.archives import (
     read_archive,
 )
 from dfbench.errors import InputError
-from dfbench.images import DECODER_ERRORS, FORMATS, MAX_PIXELS, ImageError, load_image
 from dfbench.matching import Misfit, match_images
 from dfbench.prepare_report import Reason
 from dfbench.processes import progress_bar, run_jobs
 from dfbench.released import archives_of, find_archives
 from dfbench.sources import source_of
 
-_JOB_BYTES, _JOB_IMAGES = 16 << 20, 256
+_JOB_BYTES, JOB_IMAGES = 16 << 20, 256
 """Size of one worker's job: long enough to cost nothing, short enough that a kill loses little and the bar moves."""
 
 
@@ -205,7 +200,7 @@ def _portions(images: Iterable[str], members: Mapping[str, Member]) -> Iterable[
     portion, num_bytes = [], 0
     for image in images:
         size = members[image].size
-        if portion and (len(portion) == _JOB_IMAGES or num_bytes + size > _JOB_BYTES):
+        if portion and (len(portion) == JOB_IMAGES or num_bytes + size > _JOB_BYTES):
             yield portion
             portion, num_bytes = [], 0
         portion.append(image)
@@ -216,84 +211,3 @@ def _portions(images: Iterable[str], members: Mapping[str, Member]) -> Iterable[
 def _extract(job: _Extraction) -> list[str]:
     targets = [os.path.join(job.image_root, image) for image in job.images]
     return extract_members(job.archive, list(zip(job.positions, targets, strict=True)))
-
-
-# --------------------------------------------------------------------------------------------------------------- checks
-
-
-class _Check(NamedTuple):
-    image_root: Path
-    images: list[str]
-    decode: bool
-
-
-def check_images(
-    stock: Stock, wanted: Collection[str], image_root: Path, *, decode: bool, num_workers: int, quiet: bool
-) -> list[str]:
-    """Open the wanted images that are on the disk; what is no image becomes a fault. Returns those that lack their end.
-
-    Headers only, which takes 0.1 ms an image; with `decode` every pixel.
-    """
-    images = sorted(image for image in wanted if image in stock.on_disk)
-    pieces = [images[start : start + _JOB_IMAGES] for start in range(0, len(images), _JOB_IMAGES)]
-    jobs = [_Check(image_root, piece, decode) for piece in pieces]
-    truncated: list[str] = []
-    with progress_bar(None, "decoding" if decode else "checking", "images", quiet, total=len(images)) as bar:
-        for job, results in run_jobs(_check, jobs, num_workers):
-            for image, (trouble, is_truncated) in zip(job.images, results, strict=True):
-                if trouble:
-                    stock.on_disk.remove(image)
-                    stock.faults[image] = (Reason.UNDECODABLE, trouble)
-                if is_truncated:
-                    truncated.append(image)
-            bar.update(len(job.images))
-    return sorted(truncated)
-
-
-def repair_images(
-    stock: Stock, suspects: Collection[str], image_root: Path, *, num_workers: int, quiet: bool
-) -> set[str]:
-    """Extract those suspects again whose archive has other bytes than the disk. Returns them; none is checked again.
-
-    Updates the stock, as `extract_missing` does. An image that is as bad in its archive is left as it is.
-    """
-    spares = {image: stock.spares[image] for image in sorted(suspects) if image in stock.spares}
-    damaged = {image: spare for image, spare in spares.items() if _crc(image_root / image) != spare.crc}
-    if not damaged:
-        return set()
-    for image in damaged:
-        stock.on_disk.discard(image)
-        stock.faults.pop(image, None)
-    stock.members |= damaged
-    extract_missing(stock, damaged, image_root, num_workers=num_workers, quiet=quiet)
-    return set(damaged)
-
-
-def _crc(path: Path) -> int | None:
-    """CRC-32 of a file, or None where it cannot be read. Its size is a member's, so it is not long."""
-    try:
-        return zlib.crc32(path.read_bytes())
-    except OSError:
-        return None
-
-
-def _check(job: _Check) -> list[tuple[str, bool]]:
-    return [check_image(Path(job.image_root, image), decode=job.decode) for image in job.images]
-
-
-def check_image(path: Path, *, decode: bool) -> tuple[str, bool]:
-    """(what is wrong with an image file or "", whether its end is missing). The latter needs `decode`."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # the bound is ours, below and in load_image
-            if decode:
-                return "", load_image(path).truncated
-            with Image.open(path, formats=FORMATS) as image:
-                width, height = image.size
-    except ImageError as error:
-        return str(error), False
-    except DECODER_ERRORS as error:
-        return f"cannot be opened: {' '.join(str(error).replace(str(path), 'file').split())}", False
-    return (f"claims {width}x{height} pixels" if width * height > MAX_PIXELS else ""), False
