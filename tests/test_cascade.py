@@ -38,6 +38,14 @@ def test_of_two_agents_the_first_settles_only_certain_images():
     assert settled_images([detector("a", np.array([0.0, 0.5, 1.0]), names)]) == set()
 
 
+def test_pairs_that_do_not_quite_sum_to_one():
+    """Upstream rounds to four digits. Against a third (0, 1): A 1.5001 and B 1.5001 tie, so the image is open."""
+    agents = [detector(name, np.array([0.75]), images(1)) for name in "ab"]
+    agents[0].frame["prob_A"], agents[0].frame["prob_B"] = np.float32(0.7501), np.float32(0.2500)
+    agents[1].frame["prob_A"], agents[1].frame["prob_B"] = np.float32(0.7500), np.float32(0.2501)
+    assert settled_images(agents) == set()
+
+
 def test_decisions_equal_the_full_run_on_every_image():
     rng = np.random.default_rng(0)
     count = 4000
