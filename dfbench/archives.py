@@ -197,7 +197,10 @@ def _open(archive: Path, changed: int) -> zipfile.ZipFile:
 
 
 def _extract(file: zipfile.ZipFile, position: int, target: str) -> str:
-    info = file.infolist()[position]
+    infos = file.infolist()
+    if position >= len(infos):
+        return "not in its archive, which was replaced in the meantime"
+    info = infos[position]
     try:
         data = _read(file, info)
     except _ZIP_ERRORS as error:

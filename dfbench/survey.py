@@ -9,7 +9,7 @@ from pathlib import Path
 from dfbench.annotations import Sample, iter_samples
 from dfbench.archives import IMAGE_SUFFIXES, is_junk, split_suffix
 from dfbench.errors import InputError
-from dfbench.prepare_report import LeftOut, Reason
+from dfbench.prepare_report import LEFT_OUT_NAME, REPORT_NAME, LeftOut, Reason
 from dfbench.processes import progress_bar
 from dfbench.sources import CATALOGUE
 
@@ -101,4 +101,5 @@ def is_safe_target(image: str) -> bool:
 def _is_safe_folder(folder: str) -> bool:
     parts = folder.split("/")
     litter = any(part == "" or part == "__MACOSX" or part.startswith(".") for part in parts)
-    return len(parts) >= 2 and parts[0] == "DFBench" and not litter
+    is_report = parts[1:2] in ([REPORT_NAME], [LEFT_OUT_NAME])  # a folder of that name would leave no place for it
+    return len(parts) >= 2 and parts[0] == "DFBench" and not litter and not is_report

@@ -338,6 +338,7 @@ def test_an_archive_that_is_gone_or_replaced_between_jobs(tmp_path):
     os.utime(path, ns=(1, 1))
     assert extract_members(path, [(0, str(tmp_path / "1.jpg"))]) == [""]
     assert (tmp_path / "1.jpg").read_bytes() == b"newer"
+    assert "replaced" in extract_members(path, [(1, str(tmp_path / "2.jpg"))])[0]
     path.unlink()
     assert "cannot be opened" in extract_members(path, [(0, str(tmp_path / "1.jpg"))])[0]
 

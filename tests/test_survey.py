@@ -88,6 +88,7 @@ def test_safe_targets(image):
         "../DFBench/Kolors/1.jpg",
         "DFBench/Kolors/..",
         "DFBench/1.jpg",
+        "DFBench/prepare_report.json/1.jpg",
         "DFBench//1.jpg",
         "DFBench/./1.jpg",
         "DFBench/Kolors/",
