@@ -1,12 +1,12 @@
 """Find the weights that training and merging wrote, so that the shells run one after the other without an argument."""
 
+import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from peft import PeftConfig
-
-from dfbench.errors import InputError
+from dfbench.errors import InputError, shorten
 
 logger = logging.getLogger(__name__)
 
@@ -14,9 +14,11 @@ logger = logging.getLogger(__name__)
 def find_weights(model_path: Path | None, adapter: Path | None, trained: Path) -> tuple[Path, Path | None]:
     """(checkpoint, adapter or None) to score. What is not named is looked for in the folder `trained`: the newest
     merged model, or the newest adapter and its base model where that is newer. Raises InputError where there is
-    nothing.
+    nothing, and where the adapter is unusable (see `read_base_model`).
     """
     if model_path is not None:
+        if adapter is not None:
+            read_adapter_config(adapter)
         return model_path, adapter
     if adapter is None:
         merged = _newest(path.parent for path in trained.glob("*_merged/config.json"))
@@ -44,24 +46,55 @@ def newest_adapter(trained: Path) -> Path:
 
 def read_base_model(adapter: Path) -> Path:
     """The base checkpoint that an adapter's config names. Raises InputError where the adapter is unusable."""
-    if not (adapter / "adapter_config.json").exists():
+    base = read_adapter_config(adapter).get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
         raise InputError(
-            adapter,
-            found="no adapter_config.json",
-            expected="a LoRA adapter folder",
-            remedy="name the checkpoint-N folder",
+            adapter / "adapter_config.json",
+            found=f"base_model_name_or_path {shorten(base)}",
+            expected="the folder of the base model",
+            remedy="train it again, or name the base model with --model_path",
         )
+    return Path(base)
+
+
+def read_adapter_config(adapter: Path) -> dict[str, Any]:
+    """The config of a LoRA adapter folder that has its weights beside it. Raises InputError for any other folder."""
+    path = adapter / "adapter_config.json"
+    if not path.exists():
+        what = "no adapter_config.json" if adapter.is_dir() else "no such folder"
+        raise InputError(adapter, found=what, expected="a LoRA adapter folder", remedy="name the checkpoint-N folder")
     try:
-        return Path(PeftConfig.from_pretrained(adapter).base_model_name_or_path)
-    except (OSError, ValueError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            adapter, found=reason, expected="a LoRA adapter", remedy="train it again or name another one"
-        ) from None
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _bad_config(path, f"broken JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise _bad_config(path, shorten(config))
+    if "peft_type" not in config:
+        raise _bad_config(path, "no peft_type")
+    _check_weights(adapter)
+    return config
+
+
+def _bad_config(path: Path, found: str) -> InputError:
+    return InputError(
+        path, found=found, expected="the config of a LoRA adapter", remedy="train it again or name another one"
+    )
+
+
+def _check_weights(adapter: Path) -> None:
+    if (adapter / "adapter_model.safetensors").exists():
+        return
+    if (adapter / "adapter_model.bin").exists():
+        found, remedy = "adapter_model.bin, a pickle, which can run code", "save it as safetensors"
+    else:
+        found, remedy = "no adapter_model.safetensors", "copy the whole folder, or name another one"
+    raise InputError(adapter, found=found, expected="an adapter's weights as adapter_model.safetensors", remedy=remedy)
 
 
 def _adapters(trained: Path) -> list[Path]:
-    return [path.parent for path in trained.glob("*/adapter_config.json")]
+    """Links are left out: ms-swift's `last-checkpoint` is a second name of an adapter that is there anyway."""
+    folders = [path.parent for path in trained.glob("*/adapter_config.json")]
+    return [folder for folder in folders if not folder.is_symlink()]
 
 
 def _newest(folders: Iterable[Path]) -> Path | None:

@@ -22,6 +22,7 @@ def make_adapter(folder: Path, minutes: int, base: str = "/weights/base") -> Pat
     folder.mkdir()
     config = {"peft_type": "LORA", "base_model_name_or_path": base, "r": 8}
     (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "adapter_model.safetensors").touch()
     os.utime(folder, (1_700_000_000 + 60 * minutes,) * 2)
     return folder
 
@@ -36,7 +37,8 @@ def make_merged(folder: Path, minutes: int) -> Path:
 def test_what_is_named_is_taken(trained, tmp_path):
     make_merged(trained / "checkpoint-1_merged", 0)
     assert find_weights(tmp_path / "m", None, trained) == (tmp_path / "m", None)
-    assert find_weights(tmp_path / "m", tmp_path / "a", trained) == (tmp_path / "m", tmp_path / "a")
+    adapter = make_adapter(tmp_path / "a", 0)
+    assert find_weights(tmp_path / "m", adapter, trained) == (tmp_path / "m", adapter)
 
 
 def test_an_adapter_alone_brings_its_base_model(trained):
@@ -69,6 +71,17 @@ def test_the_newest_adapter(trained):
     assert newest_adapter(trained) == newest
 
 
+def test_a_link_to_an_adapter_is_no_candidate(trained):
+    adapter = make_adapter(trained / "checkpoint-10", 1)
+    (trained / "a-link").symlink_to("checkpoint-10")
+    (trained / "last-checkpoint").symlink_to("checkpoint-10")
+    assert newest_adapter(trained) == adapter
+    # Whatever a link leads to, it does not make the merged model outdated either.
+    (trained / "linked").symlink_to(make_adapter(trained.parent / "elsewhere", 9))
+    merged = make_merged(trained / "checkpoint-10_merged", 2)
+    assert find_weights(None, None, trained) == (merged, None)
+
+
 @pytest.mark.parametrize("kind", ["no folder", "empty folder", "half-written merged model"])
 def test_nothing_was_trained(trained, kind):
     if kind == "no folder":
@@ -79,12 +92,50 @@ def test_nothing_was_trained(trained, kind):
         find_weights(None, None, trained)
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"r": 8}', '{"peft_type": "LORA", "r": 8}'])
-def test_an_adapter_that_names_no_base_model_is_refused(trained, content):
-    adapter = trained / "checkpoint-1"
-    adapter.mkdir()
-    if content is not None:
-        (adapter / "adapter_config.json").write_text(content)
-    with pytest.raises(InputError) as caught:
+@pytest.mark.parametrize("model", [None, Path("/weights/base")])
+@pytest.mark.parametrize(
+    ("missing", "found"),
+    [
+        ("folder", "mine: found no such folder; expected a LoRA adapter folder"),
+        ("adapter_config.json", "mine: found no adapter_config.json; expected a LoRA adapter folder"),
+        ("adapter_model.safetensors", "mine: found no adapter_model.safetensors; expected an adapter's weights"),
+    ],
+)
+def test_a_named_adapter_that_is_incomplete_is_refused_at_once(trained, model, missing, found):
+    adapter = trained / "mine"
+    if missing != "folder":
+        make_adapter(adapter, 0)
+        (adapter / missing).unlink()
+    with pytest.raises(InputError, match=found):
+        find_weights(model, adapter, trained)
+
+
+def test_pickled_weights_are_refused(trained):
+    adapter = make_adapter(trained / "mine", 0)
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(InputError, match=r"mine: found adapter_model\.bin, a pickle.*; save it as safetensors"):
+        find_weights(Path("/weights/base"), adapter, trained)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("", "broken JSON"),
+        ("{", "broken JSON"),
+        ("[]", r"\[\]"),
+        ('{"r": 8}', "no peft_type"),
+        ('{"peft_type": "LORA", "r": 8}', "base_model_name_or_path None"),
+        ('{"peft_type": "LORA", "base_model_name_or_path": 8}', "base_model_name_or_path 8"),
+    ],
+)
+def test_an_adapter_config_that_lacks_something_is_refused(trained, content, found):
+    adapter = make_adapter(trained / "checkpoint-1", 0)
+    (adapter / "adapter_config.json").write_text(content)
+    with pytest.raises(InputError, match=f"checkpoint-1/adapter_config.json: found {found}"):
         read_base_model(adapter)
-    assert caught.value.where == str(adapter)
+
+
+def test_with_a_base_model_named_the_adapter_need_not_name_one(trained):
+    adapter = make_adapter(trained / "mine", 0)
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": null}')
+    assert find_weights(Path("/weights/base"), adapter, trained) == (Path("/weights/base"), adapter)
