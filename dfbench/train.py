@@ -207,9 +207,15 @@ def _count(variable: str) -> int:
 
 
 def _swift(command: str, flags: list[str]) -> None:
-    """Run ms-swift. Later flags win in its parser: what the user typed after the shell's own flags overrides them."""
+    """Run ms-swift; where it refuses its arguments, so do we, with exit status 2.
+
+    Later flags win in its parser: what the user typed after the shell's own flags overrides them.
+    """
     words = [sys.executable, "-m", "swift.cli.main", command, *flags]
     status = subprocess.run(words, env={"USE_HF": "1", **os.environ}).returncode
+    if status == 2:
+        print(f"error: swift {command}: wrong arguments, as its last line above says", file=sys.stderr)
+        raise SystemExit(2)
     if status:
         raise InputError(
             f"swift {command}",

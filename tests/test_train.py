@@ -397,6 +397,15 @@ def test_when_ms_swift_fails_so_does_training(run, monkeypatch, usual):
     assert env["PATH"] == os.environ["PATH"]
 
 
+@pytest.mark.parametrize("command", ["sft", "export"])
+def test_arguments_that_ms_swift_refuses_are_wrong_arguments(run, monkeypatch, usual, trained, command):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("dfbench.train.subprocess.run", lambda words, env: subprocess.CompletedProcess(words, 2))
+    status, lines = run(*usual) if command == "sft" else run("export", "--trained", trained)
+    assert status == 2
+    assert lines[-1] == f"error: swift {command}: wrong arguments, as its last line above says"
+
+
 # --------------------------------------------------------------------------------------------------------------- merge
 
 
@@ -407,6 +416,7 @@ def trained(tmp_path) -> Path:
         adapter = folder / f"checkpoint-{number}"
         adapter.mkdir(parents=True)
         (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "/base"}')
+        (adapter / "adapter_model.safetensors").touch()
         os.utime(adapter, (1_700_000_000 + number,) * 2)
     return folder
 
@@ -613,10 +623,18 @@ def test_evaluation_shells(dry, shell):
     words, _ = dry(shell)
     assert existing(folder, words[0]) == folder / "evaluate_logit.py"
     assert words[1:] == [], "evaluate_logit.py has the defaults"
-    variables = {"MODEL": "m", "ADAPTER": "a", "TEST": "t", "IMAGE_ROOT": "i", "OUTPUT_CSV": "o", "BATCH_SIZE": "4"}
-    words, _ = dry(shell, **variables)
-    names = ("model_path", "adapter", "dataset_path", "image_root", "output_csv", "batch_size")
-    assert {name: flag(words, name) for name in names} == dict(zip(names, variables.values(), strict=True))
+    names = {
+        "MODEL": "model_path",
+        "ADAPTER": "adapter",
+        "OUTPUT_DIR": "train_dir",
+        "TEST": "dataset_path",
+        "IMAGE_ROOT": "image_root",
+        "OUTPUT_CSV": "output_csv",
+        "BATCH_SIZE": "batch_size",
+    }
+    values = {variable: f"a value of {variable}" for variable in names}
+    words, _ = dry(shell, **values)
+    assert {variable: flag(words, name) for variable, name in names.items()} == values
 
 
 @pytest.mark.parametrize("shell", MERGE)

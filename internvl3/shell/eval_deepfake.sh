@@ -9,6 +9,7 @@ here=$(dirname "$0")/..
 exec "${PYTHON:-python}" "$here/evaluate_logit.py" \
     ${MODEL:+--model_path "$MODEL"} \
     ${ADAPTER:+--adapter "$ADAPTER"} \
+    ${OUTPUT_DIR:+--train_dir "$OUTPUT_DIR"} \
     ${TEST:+--dataset_path "$TEST"} \
     ${IMAGE_ROOT:+--image_root "$IMAGE_ROOT"} \
     ${OUTPUT_CSV:+--output_csv "$OUTPUT_CSV"} \
