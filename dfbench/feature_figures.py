@@ -97,13 +97,17 @@ class FeatureFigure:
         return text.getvalue()[text.getvalue().index("<svg") :]
 
     def save(self, output_dir: Path) -> list[Path]:
-        """Write the figure in all FORMATS, each put in place at once; the paths."""
+        """Write the figure in all FORMATS, each put in place at once; the paths. An OSError has the file's name."""
         output_dir.mkdir(parents=True, exist_ok=True)
         paths = [output_dir / f"{self.name}.{suffix}" for suffix in FORMATS]
         for path, suffix in zip(paths, FORMATS, strict=True):
             temporary = path.with_name(path.name + ".tmp")
-            self._save(temporary, suffix)
-            temporary.replace(path)
+            try:
+                self._save(temporary, suffix)
+                temporary.replace(path)
+            except OSError as error:
+                error.filename = error.filename or str(path)  # a full disk shows in a write, whose error names no file
+                raise
         return paths
 
     def _save(self, target: Path | io.StringIO, suffix: str) -> None:

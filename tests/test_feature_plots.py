@@ -221,6 +221,14 @@ def test_files(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in paths} == first
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    (tmp_path / "feature_si.svg.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        draw_sources(ALL_KINDS, "si").save(tmp_path)
+    assert caught.value.filename == str(tmp_path / "feature_si.svg")
+
+
 def test_svg_stands_alone_and_beside_others(tmp_path: Path) -> None:
     report = build_feature_report(write_csvs(tmp_path, "Flick8k", "<b>&"))
     clips = []
