@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from argparse import ArgumentTypeError, Namespace
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -213,8 +214,10 @@ def _swift(command: str, flags: list[str]) -> None:
     """
     words = [sys.executable, "-m", "swift.cli.main", command, *flags]
     status = subprocess.run(words, env={"USE_HF": "1", **os.environ}).returncode
-    if status == 2:
-        print(f"error: swift {command}: wrong arguments, as its last line above says", file=sys.stderr)
+    unknown = _unknown_flags(command, flags) if status == 1 else []
+    if status == 2 or unknown:
+        what = f"unknown arguments {' '.join(unknown)}" if unknown else "wrong arguments, as its last line above says"
+        print(f"error: swift {command}: {what}", file=sys.stderr)
         raise SystemExit(2)
     if status:
         raise InputError(
@@ -224,6 +227,17 @@ def _swift(command: str, flags: list[str]) -> None:
             remedy="its own last lines above say why; checkpoints written so far are kept"
             + ("; where an image is to blame, --decode_images says which one" if command == "sft" else ""),
         )
+
+
+def _unknown_flags(command: str, flags: list[str]) -> list[str]:
+    """The flags that ms-swift does not have, at which it ends like at any failure. Importing it takes many seconds."""
+    try:
+        from swift.arguments import ExportArguments, SftArguments
+    except ImportError:
+        return []
+    known = {field.name for field in fields(SftArguments if command == "sft" else ExportArguments)}
+    names = [word.partition("=")[0] for word in flags if word.startswith("--")]
+    return [name for name in names if name[2:].replace("-", "_").removeprefix("no_") not in known]
 
 
 if __name__ == "__main__":

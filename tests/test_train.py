@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import make_dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -404,6 +406,30 @@ def test_arguments_that_ms_swift_refuses_are_wrong_arguments(run, monkeypatch, u
     status, lines = run(*usual) if command == "sft" else run("export", "--trained", trained)
     assert status == 2
     assert lines[-1] == f"error: swift {command}: wrong arguments, as its last line above says"
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "last"),
+    [
+        (("--bogus_flag", "2", "--other=3"), 2, "error: swift sft: unknown arguments --bogus_flag --other"),
+        (
+            ("--max-steps", "2", "--no_packing", "--packing=true"),
+            1,
+            "error: swift sft: found exit status 1; expected 0",
+        ),
+    ],
+)
+def test_flags_that_ms_swift_does_not_have_are_wrong_arguments(run, monkeypatch, usual, flags, status, last):
+    ours = ("model", "output_dir", "dataset", "val_dataset", "torch_dtype", "bf16", "fp16", "use_cpu", "attn_impl")
+    arguments = make_dataclass("Arguments", [*ours, "max_steps", "packing"])
+    stub = SimpleNamespace(SftArguments=arguments, ExportArguments=arguments)
+    monkeypatch.setitem(sys.modules, "swift.arguments", stub)
+    monkeypatch.setitem(sys.modules, "swift", SimpleNamespace(arguments=stub))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("dfbench.train.subprocess.run", lambda words, env: subprocess.CompletedProcess(words, 1))
+    ended, lines = run(*usual, *flags)
+    assert ended == status
+    assert lines[-1].startswith(last)
 
 
 # --------------------------------------------------------------------------------------------------------------- merge
