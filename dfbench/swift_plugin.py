@@ -6,8 +6,7 @@ Only `swift` imports this file; nothing else in the package depends on ms-swift.
   `dfbench.models.internvl`. ms-swift's own `internvl_hf` has another system text, newlines and dynamic tiling.
 - Qwen2.5-VL needs no template of ours: `dfbench.models.qwen2_5_vl` follows ms-swift's `qwen2_5_vl`.
 - Truncated images are decoded as far as they go, as in scoring. By default Pillow refuses them, and ms-swift would put
-  another
-  row in their place.
+  another row in their place.
 """
 
 from pathlib import Path
