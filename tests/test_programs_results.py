@@ -123,8 +123,10 @@ def test_a_missing_default_names_the_command_to_run(house, program):
 @pytest.mark.parametrize("program", ["logit_calculation.py", "process_results.py"])
 def test_different_images_need_partial(agents, tmp_path, program):
     shorter = write_csv(tmp_path / "short.csv", 3, num_images=19)
-    options = ["--output_csv"] if program == "logit_calculation.py" else ["--bootstrap", 0, "--output_dir"]
-    arguments = [agents[0], shorter, *options, tmp_path / "out"]
+    options = ["--bootstrap", 0, "--output_dir", tmp_path / "out"]
+    if program == "logit_calculation.py":
+        options = ["--output_csv", tmp_path / "out.csv"]
+    arguments = [agents[0], shorter, *options]
     refused = run(program, *arguments)
     assert refused.returncode == 1
     assert "lacks 5 of 100" in refused.stderr
