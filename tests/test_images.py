@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from dfbench.image_checks import check_image
 from dfbench.images import MAX_PIXELS, ImageError, load_image
-from dfbench.stock import check_image
 
 
 def save(image: Image.Image, path: Path, **options) -> Path:
