@@ -32,6 +32,7 @@ def logits(scorer, root, samples, *, batch_size, pieces=1, filled=True) -> np.nd
     return torch.cat([scorer.logits(pack.inputs) for pack in packs]).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 5}, {"batch_size": 12, "pieces": 4}])
 @pytest.mark.parametrize("kind", ["mixed", "squares"])
 @pytest.mark.parametrize("agent", AGENTS)
