@@ -67,6 +67,7 @@ def test_a_worker_that_is_killed_is_one_line(run, output, monkeypatch):
     assert len(read_detector(output).frame) == 12
 
 
+@pytest.mark.slow
 def test_a_bug_inside_a_worker_keeps_its_traceback(run, monkeypatch):
     def fail(path, **options):
         raise RuntimeError("a bug of ours")

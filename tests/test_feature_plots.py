@@ -92,6 +92,7 @@ def test_four_panels_with_every_feature() -> None:
     assert drawn.figure.get_size_inches()[0] == 3.5
 
 
+@pytest.mark.slow
 def test_common_and_panel_normalisation() -> None:
     """LIVE's values lie evenly from 50 to 60, those of all images from 0 to 100."""
     positions = {}
@@ -189,6 +190,7 @@ def test_a_source_without_the_feature_keeps_its_row() -> None:
 # ------------------------------------------------------------------------------------------------------------- captions
 
 
+@pytest.mark.slow
 def test_captions_state_bandwidth_and_stand_ins(tmp_path: Path) -> None:
     report = build_feature_report(write_csvs(tmp_path, "demo_photos", "Kolors"))
     for figure in report.figures:

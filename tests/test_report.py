@@ -226,6 +226,7 @@ def write_features(folder, seed: int):
     return folder
 
 
+@pytest.mark.slow
 def test_features_are_drawn_where_they_were_measured(tmp_path):
     folder = write_features(tmp_path / "features", seed=0)
     html, page = page_of(tmp_path, evaluate(detectors()), features_dir=folder)
