@@ -12,8 +12,9 @@ import pandas as pd
 
 from dfbench.annotations import normalize_key
 from dfbench.errors import InputError, shorten
+from dfbench.files import put_in_place, write_json
 from dfbench.letters import answers
-from dfbench.records import COLUMNS, errors_path, info_path, read_info, write_json
+from dfbench.records import COLUMNS, errors_path, info_path, read_info
 from dfbench.sources import LABELS, Category, category_of, source_of
 
 UPSTREAM_QWEN = ("image_path", "predicted_reply", "true_label", "logprob_A", "logprob_B", "prob_A", "prob_B")
@@ -341,7 +342,6 @@ def write_detector(path: Path, frame: pd.DataFrame, info: dict[str, Any], *, ext
     Float32 columns come out as the shortest decimals that read back the same, NaN as an empty cell.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    frame[[*COLUMNS, *extra]].to_csv(temporary, index=False, lineterminator="\n")
-    temporary.replace(path)
+    with put_in_place(path) as temporary:
+        frame[[*COLUMNS, *extra]].to_csv(temporary, index=False, lineterminator="\n")
     write_json(info_path(path), info)

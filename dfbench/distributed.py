@@ -13,21 +13,20 @@ _PATIENCE = timedelta(days=30)
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world` ones; `local` counts on its own host."""
+    """This process among `world` ones."""
 
     rank: int = 0
     world: int = 1
-    local: int = 0
 
     @classmethod
     def from_environment(cls) -> "Ranks":
-        """What torchrun says in RANK, WORLD_SIZE and LOCAL_RANK; one process where it did not start us."""
+        """What torchrun says in RANK and WORLD_SIZE; one process where it did not start us."""
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world == 1:
             return cls()
         # gloo: only small Python objects are exchanged, and it needs no GPU.
         dist.init_process_group("gloo", timeout=_PATIENCE)
-        return cls(dist.get_rank(), world, int(os.environ.get("LOCAL_RANK", "0")))
+        return cls(dist.get_rank(), world)
 
     @property
     def first(self) -> bool:

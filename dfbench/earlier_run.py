@@ -8,8 +8,9 @@ from typing import Any
 
 from dfbench.annotations import Sample
 from dfbench.errors import InputError, shorten
+from dfbench.files import write_json
 from dfbench.images import ImageError, load_image
-from dfbench.records import NOT_FINITE, info_path, read_info, write_json
+from dfbench.records import NOT_FINITE, info_path, read_info
 from dfbench.resume import remove_results, settle, written_cells
 
 logger = logging.getLogger(__name__)
@@ -44,9 +45,9 @@ def begin(
     """
     if overwrite:
         remove_results(csv_path)
-    else:
-        _check(csv_path, identity, samples)
-    mended = _mended(csv_path, image_root)
+    rows, errors, _ = written_cells(csv_path)
+    _check(csv_path, identity, samples, rows, errors)
+    mended = {image for image, reason in errors.items() if reason != NOT_FINITE and _readable(image_root / image)}
     if mended:
         logger.info("%d images that could not be read can be now", len(mended))
     done = settle(csv_path, batches, [sample.image for sample in samples], again=mended)
@@ -55,8 +56,13 @@ def begin(
     write_json(info_path(csv_path), {"identity": identity, "finished": False})
 
 
-def _check(csv_path: Path, identity: dict[str, Any], samples: Sequence[Sample]) -> None:
-    rows, errors, _ = written_cells(csv_path)
+def _check(
+    csv_path: Path,
+    identity: dict[str, Any],
+    samples: Sequence[Sample],
+    rows: dict[str, str],
+    errors: dict[str, str],
+) -> None:
     strangers = (rows.keys() | errors.keys()) - {sample.image for sample in samples}
     if strangers or not (rows or errors):  # `settle` names strangers
         return
@@ -79,11 +85,6 @@ def _check(csv_path: Path, identity: dict[str, Any], samples: Sequence[Sample]) 
 def _other(csv_path: Path, found: str, expected: str) -> InputError:
     remedy = "repeat the command that began this file, name another --output_csv, or --overwrite it"
     return InputError(csv_path, found=found, expected=expected, remedy=remedy)
-
-
-def _mended(csv_path: Path, image_root: Path) -> set[str]:
-    _, errors, _ = written_cells(csv_path)
-    return {image for image, reason in errors.items() if reason != NOT_FINITE and _readable(image_root / image)}
 
 
 def _readable(path: Path) -> bool:

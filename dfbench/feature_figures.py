@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import gaussian_kde
 
+from dfbench.files import put_in_place
 from dfbench.sources import Category
 
 FORMATS = ("svg", "png", "pdf")
@@ -101,13 +102,8 @@ class FeatureFigure:
         output_dir.mkdir(parents=True, exist_ok=True)
         paths = [output_dir / f"{self.name}.{suffix}" for suffix in FORMATS]
         for path, suffix in zip(paths, FORMATS, strict=True):
-            temporary = path.with_name(path.name + ".tmp")
-            try:
+            with put_in_place(path) as temporary:
                 self._save(temporary, suffix)
-                temporary.replace(path)
-            except OSError as error:
-                error.filename = error.filename or str(path)  # a full disk shows in a write, whose error names no file
-                raise
         return paths
 
     def _save(self, target: Path | io.StringIO, suffix: str) -> None:

@@ -29,8 +29,9 @@ from dfbench.feature_figures import (
 )
 from dfbench.feature_table import SourceFeatures, feature_table, read_features
 from dfbench.features import FEATURES
+from dfbench.files import write_text
 from dfbench.sources import Category
-from dfbench.table_formats import Table, shortened, write_table, write_text
+from dfbench.table_formats import Table, shortened, write_table
 from dfbench.tables import STAND_IN_MARK, STAND_IN_NOTE
 
 NORMALISATIONS = ("common", "panel")

@@ -8,7 +8,6 @@ run goes on.
 What a CSV holds is not measured again, even where the run has more images than the last one; errors are tried again.
 """
 
-import contextlib
 import csv
 import ctypes
 import io
@@ -27,11 +26,12 @@ from tqdm import tqdm
 
 from dfbench.errors import InputError, shorten
 from dfbench.features import COLUMNS, format_row, measure_image
+from dfbench.files import naming, write_json, write_text
 from dfbench.image_sets import Images, printable
 from dfbench.images import ImageError
 from dfbench.processes import run_jobs
 from dfbench.provenance import describe_software
-from dfbench.records import ERROR_COLUMNS, errors_path, info_path, write_json
+from dfbench.records import ERROR_COLUMNS, errors_path, info_path
 
 BATCH_SIZE = 8
 """Images that a worker measures before they are written: what a killed run loses, for each worker."""
@@ -138,7 +138,7 @@ class _Store:
 
     def append(self, rows: Rows) -> None:
         """Keep measured rows; they have reached the operating system when this returns."""
-        with _naming(self._part), self._part.open("a", encoding="utf-8", newline="") as file:
+        with naming(self._part), self._part.open("a", encoding="utf-8", newline="") as file:
             file.write("".join(map(_line, [COLUMNS] * (file.tell() == 0) + rows)))
 
     def finish(self, keys: Sequence[str], errors: Rows) -> None:
@@ -149,16 +149,15 @@ class _Store:
         known = self.lines()
         text = "".join([_line(COLUMNS), *(known[key] for key in keys if key in known)])
         if errors:
-            _replace(errors_path(self.path), "".join(map(_line, [ERROR_COLUMNS, *sorted(errors)])))
+            write_text(errors_path(self.path), "".join(map(_line, [ERROR_COLUMNS, *sorted(errors)])))
         else:
             errors_path(self.path).unlink(missing_ok=True)
             if not self._part.exists() and self.path.exists() and self.path.read_bytes() == text.encode():
                 return
         software = describe_software(("opencv-python-headless", "pillow", "numpy", "scipy"))
         counts = {"num_images": len(known), "num_errors": len(errors), "image_root": str(self.image_root)}
-        with _naming(info_path(self.path)):
-            write_json(info_path(self.path), {"source": self.path.stem, **counts, **software})
-        _replace(self.path, text)
+        write_json(info_path(self.path), {"source": self.path.stem, **counts, **software})
+        write_text(self.path, text)
         self._part.unlink(missing_ok=True)
 
 
@@ -173,24 +172,6 @@ def _cells(line: str) -> list[str]:
         return next(csv.reader([line]))
     except csv.Error:  # a stray carriage return, for one
         return []
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file and put it in place at once."""
-    temporary = path.with_name(path.name + ".tmp")
-    with _naming(path):
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Say which file it was: a full disk shows in a write, whose error names none."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 # --------------------------------------------------------------------------------------------------- in the workers

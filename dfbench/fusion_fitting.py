@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from dfbench.detectors import Detector, read_detector, read_detectors
 from dfbench.errors import InputError
 from dfbench.fusion import FITTED_METHODS, Agents, Parameters, Rule, agents_of, join_agents
-from dfbench.records import read_json_object
+from dfbench.records import read_metadata
 from dfbench.sources import FAKE
 
 
@@ -156,7 +156,7 @@ def saved_rule(path: Path, detectors: Sequence[Detector]) -> Rule:
     Raises InputError where it holds none, where agents differ in number or order, and where the CSVs that it was fitted
     on are still there and share images with `detectors`.
     """
-    info = read_json_object(path)
+    info = read_metadata(path)
     method, parameters, agents = info.get("fusion"), info.get("parameters"), info.get("agents")
     if method not in FITTED_METHODS or not _fits(method, parameters, len(detectors)) or not isinstance(agents, list):
         raise InputError(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from dfbench.images import DECODER_ERRORS, FORMATS, MAX_PIXELS, ImageError, load_image
+from dfbench.images import DECODER_ERRORS, MAX_PIXELS, ImageError, load_image, read_size
 from dfbench.prepare_report import Reason
 from dfbench.processes import progress_bar, run_jobs
 from dfbench.stock import JOB_IMAGES, Stock, extract_missing
@@ -83,8 +83,7 @@ def check_image(path: Path, *, decode: bool) -> tuple[str, bool]:
             )  # the bound is ours, below and in load_image
             if decode:
                 return "", load_image(path).truncated
-            with Image.open(path, formats=FORMATS) as image:
-                width, height = image.size
+            width, height = read_size(path)
     except ImageError as error:
         return str(error), False
     except DECODER_ERRORS as error:

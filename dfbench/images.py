@@ -59,6 +59,12 @@ def read_image_file(path: Path) -> bytes:
     return data
 
 
+def read_size(path: Path) -> tuple[int, int]:
+    """(width, height) out of an image file's header. Raises one of DECODER_ERRORS where there is none."""
+    with Image.open(path, formats=FORMATS) as image:
+        return image.size
+
+
 def decoder_reason(error: Exception) -> str:
     """What a decoder complains of, in one line that is the same in every run."""
     if isinstance(error, UnidentifiedImageError):

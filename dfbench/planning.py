@@ -11,10 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
 from dfbench.annotations import Sample
-from dfbench.images import DECODER_ERRORS, FORMATS, ImageError, load_image
+from dfbench.images import DECODER_ERRORS, ImageError, load_image, read_size
 from dfbench.models.base import Cost, Prompt
 from dfbench.models.packed import PackShape
 
@@ -50,10 +48,9 @@ class Plan:
 def measure_costs(samples: Sequence[Sample], image_root: Path, prompt: Prompt, *, threads: int = 16) -> list[Cost]:
     """What each image will cost, from the headers of the files alone (where the protocol looks at the size at all)."""
 
-    def read_size(sample: Sample) -> tuple[int, int] | None:
+    def size_of(sample: Sample) -> tuple[int, int] | None:
         try:
-            with Image.open(image_root / sample.image, formats=FORMATS) as image:
-                return image.size
+            return read_size(image_root / sample.image)
         except DECODER_ERRORS:
             return None
 
@@ -62,7 +59,7 @@ def measure_costs(samples: Sequence[Sample], image_root: Path, prompt: Prompt, *
         return [costs[sample.question] for sample in samples]
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("ignore")  # Pillow's, as in images.py
-        sizes = pool.map(read_size, samples, chunksize=256)
+        sizes = pool.map(size_of, samples, chunksize=256)
         return [_cost(sample, size, image_root, prompt) for sample, size in zip(samples, sizes, strict=True)]
 
 

@@ -1,7 +1,6 @@
 """What a preparation found: rows left out and why, the table by source, `prepare_report.json`, and the verdict."""
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dfbench.errors import InputError
+from dfbench.files import put_in_place, write_json
 from dfbench.released import TEST, TRAIN
 from dfbench.sources import CATALOGUE, DFBENCH, NUM_TEST, NUM_TRAIN, source_of
 
@@ -197,19 +197,13 @@ def write_report(report: Report, folder: Path) -> Path:
     The same state of archives, images and annotations gives the same files, however many runs it took.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{LEFT_OUT_NAME}.tmp"
-    with temporary.open("w", encoding="utf-8", newline="") as file:
+    with put_in_place(folder / LEFT_OUT_NAME) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("file", "row", "image", "source", "reason", "detail"))
         for summary in {summary.path: summary for release in report.releases for summary in release}.values():
             for row in summary.left_out:
                 writer.writerow((summary.path, row.row, row.image, source_of(row.image), row.reason, row.detail))
-    temporary.replace(folder / LEFT_OUT_NAME)
-    path = folder / REPORT_NAME
-    temporary = folder / f"{REPORT_NAME}.tmp"
-    temporary.write_text(json.dumps(_as_json(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return write_json(folder / REPORT_NAME, _as_json(report))
 
 
 def _as_json(report: Report) -> dict[str, Any]:

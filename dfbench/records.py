@@ -15,7 +15,6 @@ reservations (a truncated file) stands in `<name>.warnings.csv` (`image,warning`
 file came about. Numbers carry as many digits as float32 needs to be read back exactly.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from dfbench.errors import InputError, shorten
+from dfbench.files import read_json_object
 from dfbench.letters import answers, probabilities
 
 COLUMNS = ("image", "label", "answer", "logit_A", "logit_B", "prob_A", "prob_B")
@@ -49,7 +49,7 @@ def check_output_csv(csv_path: Path, inputs: Iterable[Path] = ()) -> None:
     except OSError as error:
         raise _bad_output(csv_path.parent, str(error.strerror), "a folder to write to") from None
     info = info_path(csv_path)
-    if info.exists() and not _OUR_KEYS & read_json_object(info).keys():
+    if info.exists() and not _OUR_KEYS & read_metadata(info).keys():
         raise _bad_output(info, "a file that no run wrote", "the metadata of a run, whose place this is")
 
 
@@ -78,28 +78,12 @@ def info_path(csv_path: Path) -> Path:
 def read_info(csv_path: Path) -> dict[str, Any]:
     """The metadata beside a per-image CSV, {} where there is none."""
     path = info_path(csv_path)
-    return read_json_object(path) if path.exists() else {}
+    return read_metadata(path) if path.exists() else {}
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises InputError for anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        reason = f"broken JSON ({error})"
-    else:
-        if isinstance(content, dict):
-            return content
-        reason = shorten(content)
-    raise InputError(path, found=reason, expected="the metadata of a run, a JSON object", remedy="move it away")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file, put in place at once: a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a run. Raises InputError where the file holds anything but a JSON object."""
+    return read_json_object(path, expected="the metadata of a run, a JSON object", remedy="move it away")
 
 
 def format_float(value: float) -> str:

@@ -21,8 +21,9 @@ from dfbench.audit import MATCHED, Audit, correlation_table
 from dfbench.errors import InputError
 from dfbench.evaluation import Evaluation
 from dfbench.feature_plots import FeatureReport, build_feature_report
+from dfbench.files import write_text
 from dfbench.gallery import leading_detector, worst_mistakes
-from dfbench.table_formats import Table, write_text
+from dfbench.table_formats import Table
 from dfbench.tables import (
     STAND_IN_NOTE,
     accuracy_table,

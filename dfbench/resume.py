@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from dfbench.errors import InputError, shorten
+from dfbench.files import put_in_place
 from dfbench.records import COLUMNS, ERROR_COLUMNS, WARNING_COLUMNS, errors_path, info_path, warnings_path
 
 Batch = Sequence[str]
@@ -29,14 +30,13 @@ def settle(
     """Bring the files of earlier runs, parts included, into the CSV, its errors and its warnings.
 
     order: all images as the files shall have them; without it, as the batches do. again: images whose batches do not
-    count as done. Whatever belongs to a batch that is
-    not done is dropped. Returns the indices of the batches that are done. Each file is put in place at once, the parts
-    are removed after that: a kill in between loses nothing. Raises InputError where a file holds images that are not of
-    this run, or has other columns.
+    count as done. Whatever belongs to a batch that is not done is dropped. Returns the indices of the batches that are
+    done. Each file is put in place at once, the parts are removed after that: a kill in between loses nothing. Raises
+    InputError where a file holds images that are not of this run, or has other columns.
     """
     csv_path.parent.mkdir(parents=True, exist_ok=True)
     parts = part_paths(csv_path)
-    tables = [_merged([path_of(path) for path in (csv_path, *parts)], columns) for path_of, columns in _KINDS]
+    tables = _tables((csv_path, *parts))
     _refuse_strangers(csv_path, tables, batches)
     done = {index for index in _done(tables, batches) if not any(image in again for image in batches[index])}
     scored = {image for index in done for image in batches[index]}
@@ -50,24 +50,18 @@ def settle(
 
 def done_batches(csv_path: Path, batches: Sequence[Batch]) -> set[int]:
     """Indices of the batches that are done in the CSV and its errors; changes nothing."""
-    return _done([_merged([path_of(csv_path)], columns) for path_of, columns in _KINDS], batches)
+    return _done(_tables([csv_path]), batches)
 
 
 def written_cells(csv_path: Path) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     """image -> label, image -> error and image -> warning out of the three files and their parts."""
-    parts = part_paths(csv_path)
-    tables = [_merged([path_of(path) for path in (csv_path, *parts)], columns) for path_of, columns in _KINDS]
-    return tuple({image: _second_cell(line) for image, line in lines.items()} for lines in tables)
-
-
-def _second_cell(line: bytes) -> str:
-    return next(csv.reader([line.decode(errors="replace")]))[1]
+    tables = _tables((csv_path, *part_paths(csv_path)))
+    return tuple({image: _cells(line)[1] for image, line in lines.items()} for lines in tables)
 
 
 def count_rows(csv_path: Path) -> dict[str, int]:
     """{"rows", "errors", "warnings": number of images in each of the three files}."""
-    tables = (_read_lines(path_of(csv_path), columns) for path_of, columns in _KINDS)
-    return dict(zip(("rows", "errors", "warnings"), map(len, tables), strict=True))
+    return dict(zip(("rows", "errors", "warnings"), map(len, _tables([csv_path])), strict=True))
 
 
 def part_path(csv_path: Path, rank: int) -> Path:
@@ -151,17 +145,19 @@ class _Appender:
         self._file.close()
 
 
-def _merged(paths: Iterable[Path], columns: Sequence[str]) -> dict[str, bytes]:
-    """image -> its line, out of several files; the first file wins."""
-    lines: dict[str, bytes] = {}
-    for path in paths:
-        for image, line in _read_lines(path, columns).items():
-            lines.setdefault(image, line)
-    return lines
+def _tables(csv_paths: Sequence[Path]) -> list[dict[str, bytes]]:
+    """image -> its line, of rows, errors and warnings, out of a CSV and its parts; the first file wins."""
+    tables: list[dict[str, bytes]] = []
+    for path_of, columns in _KINDS:
+        lines: dict[str, bytes] = {}
+        for csv_path in csv_paths:
+            lines = _read_lines(path_of(csv_path), columns) | lines
+        tables.append(lines)
+    return tables
 
 
 def _read_lines(path: Path, columns: Sequence[str]) -> dict[str, bytes]:
-    """image -> line of one file; a last line that a kill cut off is left out, as is a file that is not there."""
+    """image -> line of one file; lines that were cut off are left out, as is a file that is not there."""
     header = (",".join(columns) + "\n").encode()
     data = path.read_bytes() if path.exists() else b""
     if header.startswith(data):
@@ -175,8 +171,12 @@ def _read_lines(path: Path, columns: Sequence[str]) -> dict[str, bytes]:
             remedy="name another --output_csv, or start over with --overwrite",
         )
     # Split by hand: a CSV reader cannot tell a cut-off last line from a whole one.
-    whole = data[len(header) :].split(b"\n")[:-1]
-    return {next(csv.reader([line.decode(errors="replace")]), [""])[0]: line + b"\n" for line in whole}
+    lines = ((_cells(line), line + b"\n") for line in data[len(header) :].split(b"\n")[:-1])
+    return {cells[0]: line for cells, line in lines if len(cells) == len(columns)}
+
+
+def _cells(line: bytes) -> list[str]:
+    return next(csv.reader([line.decode(errors="replace")]), [])
 
 
 def _done(tables: Sequence[dict[str, bytes]], batches: Sequence[Batch]) -> set[int]:
@@ -201,6 +201,5 @@ def _write_lines(path: Path, columns: Sequence[str], lines: Sequence[bytes], *, 
     if not (lines or keep_empty):
         path.unlink(missing_ok=True)
     elif not (path.exists() and path.read_bytes() == content):
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        with put_in_place(path) as temporary:
+            temporary.write_bytes(content)

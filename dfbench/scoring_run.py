@@ -18,12 +18,13 @@ from dfbench.distributed import Ranks
 from dfbench.earlier_run import begin, questions_identity
 from dfbench.engine import Outcome, Preparation, score_batches
 from dfbench.errors import InputError
+from dfbench.files import write_json
 from dfbench.models import load_prompt, load_scorer
 from dfbench.models.base import DTYPES, Prompt, fingerprint
 from dfbench.paths import cache_folder
 from dfbench.planning import Plan, make_plan, measure_costs, share_out
 from dfbench.provenance import describe_software
-from dfbench.records import check_output_csv, errors_path, info_path, warnings_path, write_json
+from dfbench.records import check_output_csv, errors_path, info_path, warnings_path
 from dfbench.resume import RecordWriter, count_rows, done_batches, part_path, settle
 from dfbench.scoring import Agent
 from dfbench.tables import accuracy_lines
@@ -264,5 +265,5 @@ def _report(args: Namespace, outcomes: list[Outcome], counts: dict[str, int]) ->
             errors_path(args.output_csv),
             found=f"{counts['errors']} images without an answer",
             expected="an answer for each",
-            remedy="see the file for the reasons; with the images mended, --overwrite scores all again",
+            remedy="see the file for the reasons; with the images mended, repeat the command",
         )

@@ -1,4 +1,4 @@
-"""A table for people as Markdown, LaTeX and terminal lines, and files written so that a reader never sees half of one.
+"""A table for people as Markdown, LaTeX and terminal lines, and its files.
 
 Names in tables come from files of others: each format escapes them in its own way.
 """
@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+
+from dfbench.files import put_in_place, write_text
 
 WIDTH = 100
 """Columns that a terminal table fits into."""
@@ -49,17 +51,8 @@ def write_table(table: Table, folder: Path) -> list[Path]:
 
 def write_csv(path: Path, frame: pd.DataFrame) -> Path:
     """Write a CSV, put in place at once."""
-    temporary = path.with_name(path.name + ".tmp")
-    frame.to_csv(temporary, index=False, lineterminator="\n")
-    temporary.replace(path)
-    return path
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a text file, put in place at once."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with put_in_place(path) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n")
     return path
 
 

@@ -12,11 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
 from dfbench.annotations import Sample, check_annotations
 from dfbench.errors import InputError
-from dfbench.images import DECODER_ERRORS, FORMATS, MAX_PIXELS, ImageError, load_image
+from dfbench.images import DECODER_ERRORS, MAX_PIXELS, ImageError, load_image, read_size
 from dfbench.processes import progress_bar
 
 QWEN_MAX_RATIO = 200
@@ -104,8 +102,7 @@ def _looks_good(path: Path, *, decode: bool, max_ratio: float | None) -> bool:
         if decode:
             width, height = load_image(path, strict=True).rgb.size
         else:
-            with Image.open(path, formats=FORMATS) as image:
-                width, height = image.size
+            width, height = read_size(path)
     except (ImageError, *DECODER_ERRORS):
         return False
     return width * height <= MAX_PIXELS and not _too_long(width, height, max_ratio)

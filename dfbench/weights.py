@@ -1,12 +1,12 @@
 """Find the weights that training and merging wrote, so that the shells run one after the other without an argument."""
 
-import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from dfbench.errors import InputError, shorten
+from dfbench.files import read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -63,22 +63,12 @@ def read_adapter_config(adapter: Path) -> dict[str, Any]:
     if not path.exists():
         what = "no adapter_config.json" if adapter.is_dir() else "no such folder"
         raise InputError(adapter, found=what, expected="a LoRA adapter folder", remedy="name the checkpoint-N folder")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise _bad_config(path, f"broken JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise _bad_config(path, shorten(config))
+    words = {"expected": "the config of a LoRA adapter", "remedy": "train it again or name another one"}
+    config = read_json_object(path, **words)
     if "peft_type" not in config:
-        raise _bad_config(path, "no peft_type")
+        raise InputError(path, found="no peft_type", **words)
     _check_weights(adapter)
     return config
-
-
-def _bad_config(path: Path, found: str) -> InputError:
-    return InputError(
-        path, found=found, expected="the config of a LoRA adapter", remedy="train it again or name another one"
-    )
 
 
 def _check_weights(adapter: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from dfbench.detectors import Detector, join, read_detector, read_detectors, write_detector
 from dfbench.errors import InputError
-from dfbench.records import COLUMNS, write_json
+from dfbench.files import write_json
+from dfbench.records import COLUMNS
 from dfbench.sources import Category
 
 HEADER = ",".join(COLUMNS)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from dfbench.errors import InputError
-from dfbench.records import COLUMNS, errors_path, format_float, format_rows, info_path, read_info, write_json
+from dfbench.files import write_json
+from dfbench.records import COLUMNS, errors_path, format_float, format_rows, info_path, read_info
 
 
 def test_formatted_floats_read_back_the_same():

@@ -100,6 +100,18 @@ def test_a_kill_at_any_byte_changes_nothing(run, output, photo_set):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "errors.csv"])
+def test_a_row_that_lost_its_cells_is_scored_again(run, output, suffix):
+    """As after an editor's slip in the middle of the file."""
+    run()
+    expected = snapshot(output)
+    header, first, *rest = expected[suffix].split(b"\n")
+    for damage in (first.split(b",")[0], b"", b"\xff\xfe"):
+        restore(output, expected | {suffix: b"\n".join([header, damage, *rest])})
+        run()
+        assert snapshot(output) == expected
+
+
+@pytest.mark.parametrize("suffix", ["csv", "errors.csv"])
 def test_a_file_that_lost_its_end_is_scored_again_from_there(run, output, suffix):
     """As after a power cut, when the disk has one file but not the other. (A lost warning alone cannot be noticed.)"""
     run()

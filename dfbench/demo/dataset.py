@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from dfbench.demo.images import JPEG_QUALITIES, make_images
+from dfbench.files import put_in_place
 from dfbench.sources import DEMO, Source
 
 QUESTION = "Is this a real image or a generated image? A: 'real' or B: 'generated'. Just answer with A or B."
@@ -156,7 +157,5 @@ def _conversation(image: DemoImage) -> dict[str, Any]:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Put a file in place at once: a reader never sees half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with put_in_place(path) as temporary:
+        temporary.write_bytes(content)

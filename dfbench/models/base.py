@@ -1,7 +1,6 @@
 """What the model families share: the interface, and loading a checkpoint with or without a LoRA adapter."""
 
 import hashlib
-import json
 import logging
 import os
 import sys
@@ -24,10 +23,12 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from dfbench.errors import InputError, shorten
+from dfbench.files import read_json_object
 from dfbench.images import ImageError
 from dfbench.models.fp8 import quantize
 from dfbench.models.fused import fuse_decoder_layer, fuse_vision_block
 from dfbench.models.packed import PackShape, Prefix, decode_last, decode_prefix, decoder_layer, two_letter_logits
+from dfbench.weights import read_adapter_config
 
 logger = logging.getLogger(__name__)
 
@@ -207,15 +208,7 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
             expected="a checkpoint folder",
             remedy="download the weights or name the merged folder",
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            path, found=f"broken JSON ({error})", expected="a config", remedy="download it again"
-        ) from None
-    if not isinstance(config, dict):
-        raise InputError(path, found=shorten(config), expected="a JSON object", remedy="download it again")
-    return config
+    return read_json_object(path, expected="a config, a JSON object", remedy="download it again")
 
 
 def load_model(checkpoint: Path, *, device: str, dtype: str, adapter: Path | None = None) -> PreTrainedModel:
@@ -270,13 +263,7 @@ def _silence() -> Iterator[None]:
 
 def _with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """The model with LoRA layers in place, its own class and names kept. Every adapter weight must find its layer."""
-    if not (adapter / "adapter_config.json").exists():
-        raise InputError(
-            adapter,
-            found="no adapter_config.json",
-            expected="a LoRA adapter folder",
-            remedy="name the checkpoint-N folder",
-        )
+    read_adapter_config(adapter)
     try:
         PeftConfig.from_pretrained(adapter)
         wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=False)

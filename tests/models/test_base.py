@@ -313,8 +313,16 @@ def test_an_adapter_that_lacks_layers_is_refused(checkpoints, tmp_path):
         load_model(checkpoints["internvl3"], device="cpu", dtype="float32", adapter=adapter)
 
 
-@pytest.mark.parametrize("damage", ["no config", "empty config", "no weights", "cut-off weights"])
-def test_a_damaged_adapter_is_refused(checkpoints, tmp_path, damage):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("no config", r"adapter: found no adapter_config\.json; expected a LoRA adapter"),
+        ("empty config", r"adapter_config\.json: found broken JSON .*expected the config of a LoRA adapter"),
+        ("no weights", r"adapter: found no adapter_model\.safetensors; expected an adapter's weights"),
+        ("cut-off weights", r"adapter: found .*expected a LoRA adapter of this model"),
+    ],
+)
+def test_a_damaged_adapter_is_refused(checkpoints, tmp_path, damage, message):
     adapter = make_adapter(checkpoints["internvl3"], tmp_path / "adapter")
     config, weights = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
     if damage == "no config":
@@ -325,7 +333,7 @@ def test_a_damaged_adapter_is_refused(checkpoints, tmp_path, damage):
         weights.unlink()
     else:
         weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"adapter: found .*expected a LoRA adapter"):
+    with pytest.raises(InputError, match=message):
         load_model(checkpoints["internvl3"], device="cpu", dtype="float32", adapter=adapter)
 
 
