@@ -1,7 +1,7 @@
 """The scoring run: planned batches -> prepared in worker processes -> two logits each -> rows on the disk.
 
-The GPU is kept busy: workers decode and pack ahead, pinned memory is copied while it computes, and the results of one
-    batch are fetched and written while the next one runs.
+The GPU is kept busy: workers decode and pack ahead, pinned memory is copied on a stream of its own while it computes,
+and the results of one batch are fetched and written while the next one runs.
 """
 
 import logging
@@ -241,11 +241,12 @@ def _scored(prepared: Iterator[PreparedBatch | None], scorer: Scorer, outcome: O
     before = outcome.seconds
     running: tuple[PreparedBatch, list[PendingLogits]] | None = None
     previous: PendingLogits | None = None
+    copies = torch.cuda.Stream(scorer.device) if scorer.device.type == "cuda" else None
     for batch in prepared:
         launched: list[PendingLogits] = []
         try:
             for pack in batch.packs if batch else ():
-                previous = PendingLogits(scorer, pack.inputs, previous)
+                previous = PendingLogits(scorer, pack.inputs, previous, copies)
                 launched.append(previous)
         except torch.OutOfMemoryError:
             if running is not None:
@@ -268,20 +269,31 @@ def _scored(prepared: Iterator[PreparedBatch | None], scorer: Scorer, outcome: O
 class PendingLogits:
     """The logits of one pack: launched on construction, fetched later, so that the GPU has its next work meanwhile.
 
+    copies: the CUDA stream that inputs are copied on, None on a CPU.
     idle_before: seconds between the end of the previous pack's work and the start of this one's, after `fetch`.
     """
 
-    def __init__(self, scorer: Scorer, inputs: dict[str, Any], previous: "PendingLogits | None") -> None:
+    def __init__(
+        self,
+        scorer: Scorer,
+        inputs: dict[str, Any],
+        previous: "PendingLogits | None",
+        copies: "torch.cuda.Stream | None",
+    ) -> None:
         self._previous_end = previous.end if previous else None
-        self._cuda = scorer.device.type == "cuda"
+        self._copies = copies
         self.idle_before = 0.0
-        began = self._mark()
-        moved = {name: value.to(scorer.device, non_blocking=True) for name, value in inputs.items()}
+        with torch.cuda.stream(copies):  # None changes nothing
+            moved = {name: value.to(scorer.device, non_blocking=True) for name, value in inputs.items()}
+        if copies:
+            torch.cuda.current_stream().wait_stream(copies)
+        self._moved = moved  # held until the GPU has read them: their memory belongs to the other stream
+        self.start = self._mark()
         self._logits = scorer.logits(moved).to("cpu", non_blocking=True)
-        self.start, self.end = began, self._mark()
+        self.end = self._mark()
 
     def _mark(self) -> Any:
-        if not self._cuda:
+        if not self._copies:
             return time.monotonic()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
@@ -289,15 +301,16 @@ class PendingLogits:
 
     def wait(self) -> None:
         """Return when the logits are there."""
-        if self._cuda:
+        if self._copies:
             self.end.synchronize()
+            self._moved = None
 
     def fetch(self) -> np.ndarray:
         """float32 (B, 2)."""
         self.wait()
         if self._previous_end is not None:
             between = (
-                self._previous_end.elapsed_time(self.start) / 1e3 if self._cuda else self.start - self._previous_end
+                self._previous_end.elapsed_time(self.start) / 1e3 if self._copies else self.start - self._previous_end
             )
             self.idle_before = max(0.0, between)
         return self._logits.numpy()

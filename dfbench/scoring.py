@@ -102,6 +102,7 @@ def _suit_the_device(parser: cli.ArgumentParser, args: Namespace) -> None:
         if not on_gpu or torch.cuda.get_device_capability(args.device) < FIRST_CAPABILITY:
             parser.error("--precision fp8 needs a GPU of compute capability 8.9 or more")
     if on_gpu:
+        args.device = args.device if ":" in args.device else "cuda:0"  # set_device insists on a number
         torch.cuda.set_device(args.device)
     args.dtype = args.dtype or ("bfloat16" if on_gpu else "float32")
     args.compile = on_gpu and args.dtype != "float32" and not args.eager

@@ -85,6 +85,21 @@ def test_neighbours_and_places_change_no_bit(compiled, score, photo_set):
     np.testing.assert_array_equal(forward, backward[::-1])
 
 
+def test_a_pass_never_waits_for_the_gpu(compiled, photo_set):
+    """So that the next batch's work is there before this one's is done."""
+    costs = measure_costs(photo_set.samples, photo_set.root, compiled.prompt)
+    plan = make_plan(photo_set.samples, costs, token_budget=10**6, batch_size=None)
+    (pack,) = Preparation(plan.batches, photo_set.root, compiled.prompt, shape=plan.shape)[0].packs
+    batch = {name: value.to("cuda") for name, value in pack.inputs.items()}
+    expected = compiled.logits(batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = compiled.logits(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("prompts", [1, 24])
 def test_a_single_query_is_answered_alike_every_time(prompts):
     """As in the last layer. torch's fused attention is not, for one query and 1,329 keys."""

@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,13 +13,14 @@ import pytest
 import torch
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
+from torch.cuda._utils import _get_device_index
 
 from dfbench.annotations import Sample
 from dfbench.detectors import read_detector
 from dfbench.images import load_image
 from dfbench.models import load_prompt, load_scorer
 from dfbench.records import COLUMNS
-from dfbench.scoring import _see_own_gpu
+from dfbench.scoring import Agent, _see_own_gpu, parse
 
 AGENTS = ("qwen2.5", "internvl2.5", "internvl3")
 
@@ -207,6 +209,19 @@ def test_a_gpu_that_is_not_there(evaluate, fake_model, usual):
     finished = evaluate(*usual, "--device", "cuda:1")
     assert finished.status == 2
     assert "no usable CUDA GPU; --device cpu works" in finished.err
+
+
+@pytest.mark.parametrize(("device", "index"), [([], 0), (["--device", "cuda"], 0), (["--device", "cuda:1"], 1)])
+def test_a_gpu_is_chosen_by_its_number(monkeypatch, device, index):
+    """torch's own check of the device, behind a machine that claims two GPUs."""
+    chosen = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: chosen.append(_get_device_index(device)))
+    monkeypatch.setattr("sys.argv", ["evaluate_logit.py", *device])
+    args = parse(Agent("agent", Path("agent"), "img_test.json"), "Score images.")
+    assert chosen == [index]
+    assert args.device == f"cuda:{index}"
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input

@@ -129,7 +129,7 @@ def look_up(table: Tensor, pixels: Tensor, dtype: torch.dtype) -> Tensor:
     A table gives the processor's own float32 values whatever computes it, and is rounded to `dtype` once.
     """
     channel = torch.arange(3, device=pixels.device)[None, :, None, None]
-    return table.to(pixels.device, dtype)[channel, pixels.long()]
+    return table.to(pixels.device, dtype, non_blocking=True)[channel, pixels.long()]
 
 
 class Scorer(ABC):
@@ -165,7 +165,8 @@ class Scorer(ABC):
             return function
         # Each size of batch that memory running out leads to is compiled anew; torch would give up at eight.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-        return torch.compile(function, dynamic=False, fullgraph=True)
+        # Deterministic: a sum's order is not chosen by timing, which is not the same in every process.
+        return torch.compile(function, dynamic=False, fullgraph=True, options={"deterministic": True})
 
     @cached_property
     def prefix(self) -> Prefix:

@@ -211,11 +211,14 @@ def decode_last(
     """A llama-like decoder (Llama, Qwen2, Qwen2.5-VL) over packed prompts: hidden (N, C) -> (B, C), before the final
     norm.
 
-    run: `decoder_layer`, or a compiled form of it.
+    run: `decoder_layer`, or a compiled form of it. The last layer, whose work is small, does without: the compiler
+    would time several kernels for its short sums, and which one wins, and so the last bit, changes from process to
+    process.
     """
     for layer, pair in zip(layers[:-1], prefix[:-1], strict=True):
         hidden = run(layer, hidden, pair, cos, sin, layout.queries, layout.keys, layout.key_rows, None)
-    return run(layers[-1], hidden, prefix[-1], cos, sin, layout.ends, layout.keys, layout.key_rows, layout.last)
+    asking = layout.ends, layout.keys, layout.key_rows, layout.last
+    return decoder_layer(layers[-1], hidden, prefix[-1], cos, sin, *asking)
 
 
 def decoder_layer(
@@ -249,4 +252,5 @@ def _after_attention(layer: nn.Module, hidden: Tensor, attended: Tensor) -> Tens
 
 def two_letter_logits(head: nn.Linear, hidden: Tensor, letters: tuple[int, int]) -> Tensor:
     """Logits of the two letters alone, two rows of the head: hidden (B, C) -> float32 (B, 2)."""
-    return F.linear(hidden, head.weight[list(letters)]).float()
+    rows = torch.stack([head.weight[letter] for letter in letters])  # an index from the CPU would wait for the GPU
+    return F.linear(hidden, rows).float()
