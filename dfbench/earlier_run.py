@@ -11,7 +11,7 @@ from dfbench.errors import InputError, shorten
 from dfbench.files import write_json
 from dfbench.images import ImageError, load_image
 from dfbench.records import NOT_FINITE, info_path, read_info
-from dfbench.resume import remove_results, settle, written_cells
+from dfbench.resume import refuse_busy, remove_results, settle, written_cells
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,9 @@ def begin(
     """Bring what earlier runs left into order for this one: parts merged, what is not done dropped.
 
     A batch with an image that could not be read then and can be now is done again. Raises InputError where the file
-    was begun with another model, dtype, protocol, or other annotations.
+    was begun with another model, dtype, protocol, or other annotations, and where another run is writing to it.
     """
+    refuse_busy(csv_path)
     if overwrite:
         remove_results(csv_path)
     rows, errors, _ = written_cells(csv_path)

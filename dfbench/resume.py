@@ -3,15 +3,18 @@
 A batch is the unit. It is done when each of its images stands in the CSV or the errors CSV, and is scored again as a
 whole otherwise, in the same company as before. So the files of a killed and resumed run equal those of an uninterrupted
 one. Several processes write parts beside the CSV (`<name>.part3.csv` and its errors and warnings); `settle` brings them
-together.
+together. A file that a run is writing to is locked: a second run on it is refused, whatever became of the first's
+parent process; the lock goes with the process that holds it.
 """
 
 import csv
+import fcntl
 import io
 import re
 from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 from dfbench.errors import InputError, shorten
 from dfbench.files import put_in_place
@@ -22,6 +25,14 @@ Batch = Sequence[str]
 
 _KINDS = ((Path, COLUMNS), (errors_path, ERROR_COLUMNS), (warnings_path, WARNING_COLUMNS))
 """The three files of a run: how each path follows from the CSV's, and its columns."""
+
+
+def refuse_busy(csv_path: Path) -> None:
+    """Raise InputError where a run is writing to a CSV or to one of its parts."""
+    for path in (csv_path, *part_paths(csv_path)):
+        if path.exists():
+            with path.open("ab") as file:
+                _claim(file, path)
 
 
 def settle(
@@ -93,6 +104,7 @@ class RecordWriter:
 
     def __init__(self, csv_path: Path) -> None:
         self._files = [_Appender(path_of(csv_path), columns) for path_of, columns in _KINDS]
+        self._files[0].claim()
 
     def write(
         self,
@@ -126,6 +138,9 @@ class _Appender:
         if self._file.tell() == 0:
             self.append([columns])
 
+    def claim(self) -> None:
+        _claim(self._file, self._path)
+
     def append(self, rows: Iterable[Sequence[str]]) -> None:
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator="\n").writerows(rows)
@@ -143,6 +158,21 @@ class _Appender:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _claim(file: BinaryIO, path: Path) -> None:
+    """Lock a file until it is closed, by a kind of lock that image workers, which may outlive us, do not inherit."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise InputError(
+            path,
+            found="a file that another run is writing to",
+            expected="one run at a time",
+            remedy="wait for that run or stop it, all of its processes, and repeat the command",
+        ) from None
+    except OSError:
+        pass  # a file system without locks
 
 
 def _tables(csv_paths: Sequence[Path]) -> list[dict[str, bytes]]:

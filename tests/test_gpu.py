@@ -1,6 +1,9 @@
 """What holds on a GPU, with the small models in bfloat16: against the CPU in float32, bit for bit, out of memory."""
 
 import gc
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from dfbench.planning import make_plan, measure_costs
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
 AGENTS = ("qwen2.5", "internvl2.5", "internvl3")
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +102,22 @@ def test_a_pass_never_waits_for_the_gpu(compiled, photo_set):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_processes_that_compile_for_themselves_agree(agent, checkpoints, photo_set, tmp_path):
+    """Neither keeps the other's compiled code, and so neither knows what the other timed."""
+    files = []
+    for name in ("one", "two"):
+        files.append(tmp_path / f"{name}.csv")
+        command = [sys.executable, ROOT / agent / "evaluate_logit.py", "--model_path", checkpoints[agent]]
+        command += ["--dataset_path", photo_set.messages, "--image_root", photo_set.root, "--batch_size", "4"]
+        subprocess.run(
+            [*command, "--workers", "2", "--output_csv", files[-1]],
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / name), "HF_HUB_OFFLINE": "1"},
+            check=True,
+        )
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.parametrize("prompts", [1, 24])

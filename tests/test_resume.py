@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +166,37 @@ def test_the_metadata_say_that_a_killed_run_is_not_finished(run, output, fake_mo
     fake_model.logits = logits
     run()
     assert json.loads(output.with_suffix(".json").read_text())["finished"] is True
+
+
+WRITE_AND_WAIT = """
+import sys, time
+from pathlib import Path
+from dfbench.resume import RecordWriter
+with RecordWriter(Path(sys.argv[1])):
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"]], ids=" ".join)
+@pytest.mark.parametrize("name", ["agent.csv", "agent.part3.csv"])
+def test_a_file_that_another_run_is_writing_to_is_refused_until_that_run_is_gone(run, output, name, more):
+    run()
+    expected = snapshot(output)
+    other = subprocess.Popen(
+        [sys.executable, "-c", WRITE_AND_WAIT, output.with_name(name)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout.readline() == "writing\n"
+        finished = run(*more)
+        assert finished.status == 1
+        assert f"{name}: found a file that another run is writing to" in finished.err
+        assert snapshot(output) == expected
+    finally:
+        other.kill()
+        other.wait()
+    assert run(*more).status == 1  # its images are damaged; as before
+    assert snapshot(output) == expected
 
 
 def test_leftover_temporary_files_do_not_matter(run, output):
