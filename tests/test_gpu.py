@@ -15,7 +15,7 @@ from dfbench.detectors import read_detector
 from dfbench.engine import Preparation
 from dfbench.models import load_prompt, load_scorer
 from dfbench.models.base import Scorer
-from dfbench.models.fp8 import FIRST_CAPABILITY
+from dfbench.models.fp8 import FIRST_CAPABILITY, row_scale, swiglu
 from dfbench.models.packed import Segments, attend, rotate
 from dfbench.models.windows import attend_windows
 from dfbench.planning import make_plan, measure_costs
@@ -144,6 +144,21 @@ def test_the_window_kernel_equals_rotation_and_attention(head_dim):
     exact = attend(query, key, value, segments, segments, causal=False)[:tokens]
     found = attend_windows(qkv.bfloat16(), angles.cos(), angles.sin(), segments)[:tokens]
     assert (found.float() - exact).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("width", [48, 3424, 18944])
+def test_the_8_bit_kernel_equals_activation_and_scaling(width):
+    if torch.cuda.get_device_capability() < FIRST_CAPABILITY:
+        pytest.skip("this GPU has no 8-bit numbers")
+    torch.manual_seed(0)
+    gate_up = torch.randn(300, 2 * width, device="cuda", dtype=torch.bfloat16) * 3
+    gate_up[7] = 0
+    found, scale = swiglu(gate_up)
+    gate, up = gate_up.split(width, dim=-1)
+    product = torch.nn.functional.silu(gate) * up
+    torch.testing.assert_close(scale, row_scale(product), rtol=2**-8, atol=0)  # a last bit of bfloat16
+    allowed = product.float().abs() * (2**-4 + 2**-7) + scale * 2**-9
+    assert ((found.float() * scale - product.float()).abs() <= allowed).all()
 
 
 def test_8_bit_products_stay_near(compiled, checkpoint, score, photo_set):

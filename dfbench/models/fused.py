@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dfbench.models.fp8 import swiglu, takes_swiglu
+
 _WIDTH = 32
 
 
@@ -47,7 +49,10 @@ def gated(mlp: nn.Module, hidden: Tensor) -> Tensor:
     """A gated MLP (SwiGLU), fused or not: (N, C) -> (N, C)."""
     if not hasattr(mlp, "gate_up_proj"):
         return mlp(hidden)
-    gate, up = mlp.gate_up_proj(hidden).split(mlp.gate_up_proj.parts, dim=-1)
+    gate_up = mlp.gate_up_proj(hidden)
+    if takes_swiglu(mlp):
+        return mlp.down_proj.multiply(*swiglu(gate_up), hidden.dtype)
+    gate, up = gate_up.split(mlp.gate_up_proj.parts, dim=-1)
     return mlp.down_proj(mlp.act_fn(gate) * up)
 
 

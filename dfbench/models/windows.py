@@ -10,7 +10,7 @@ from torch import Tensor
 from dfbench.models.packed import Segments
 
 try:
-    from dfbench.models.window_kernel import attend_window
+    from dfbench.models.kernels import attend_window
 except ImportError:  # builds of torch without CUDA come without Triton
     attend_window = None
 

@@ -1,4 +1,4 @@
-"""The GPU kernel of `dfbench.models.windows`, in Triton."""
+"""GPU kernels in Triton: of `dfbench.models.windows`, and of `dfbench.models.fp8`."""
 
 import triton
 import triton.language as tl
@@ -56,3 +56,36 @@ def attend_window(
         inside = (row < length) & (channel < head_dim)
         value = tl.load(first + 2 * width + channel, mask=inside, other=0.0)
         tl.store(place + channel, (tl.dot(weights, value) / total).to(dtype), mask=inside)
+
+
+@triton.jit
+def gate_and_quantize(
+    gate_up,
+    out,
+    scales,
+    largest_out,
+    width: tl.constexpr,
+    large: tl.constexpr,
+    small: tl.constexpr,
+):
+    """One row, which stays in registers as two blocks of `large` + `small` >= width channels, both powers of two."""
+    row = tl.program_id(0).to(tl.int64)
+    first, second = tl.arange(0, large), large + tl.arange(0, small)
+    a = _gated(gate_up + row * 2 * width, first, width)
+    b = _gated(gate_up + row * 2 * width, second, width)
+    largest = tl.maximum(tl.max(tl.abs(a)), tl.max(tl.abs(b)))
+    scale = tl.where(largest > 0, largest / largest_out, 1.0)
+    tl.store(scales + row, scale)
+    dtype = out.dtype.element_ty
+    tl.store(out + row * width + first, (a * (1 / scale)).to(dtype), mask=first < width)
+    tl.store(out + row * width + second, (b * (1 / scale)).to(dtype), mask=second < width)
+
+
+@triton.jit
+def _gated(row, channel, width):
+    """SwiGLU of some channels of a row: float32, rounded to the row's dtype where the modules' own code rounds."""
+    dtype = row.dtype.element_ty
+    gate = tl.load(row + channel, mask=channel < width, other=0.0).to(tl.float32)
+    up = tl.load(row + width + channel, mask=channel < width, other=0.0).to(tl.float32)
+    silu = (gate / (1 + tl.exp(-gate))).to(dtype).to(tl.float32)
+    return (silu * up).to(dtype).to(tl.float32)
