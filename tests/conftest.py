@@ -1,5 +1,6 @@
 """Shared by all tests: slow ones run last, and small real checkpoints and data sets are made once."""
 
+import io
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -30,6 +31,26 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from dfbench.demo.tiny_models import make_tiny_models
 
     return {folder.name: folder for folder in make_tiny_models(tmp_path_factory.mktemp("checkpoints"), seed=0)}
+
+
+@pytest.fixture
+def jpeg(draw: Callable[..., Image.Image]) -> Callable[..., bytes]:
+    """A function: (seed, kind of file) -> bytes of an image, another one for each seed."""
+
+    def encode(seed: int, kind: str = "JPEG") -> bytes:
+        buffer = io.BytesIO()
+        draw(seed, 40, 30).save(buffer, kind)
+        return buffer.getvalue()
+
+    return encode
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """An empty folder of downloads, and the image root, which is not there yet."""
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    return downloads, tmp_path / "root"
 
 
 @dataclass(frozen=True)

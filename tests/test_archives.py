@@ -9,19 +9,12 @@ import zipfile
 import zlib
 
 import pytest
+from builders import make_zip
 
 from dfbench import archives
 from dfbench.archives import MAX_IMAGE_BYTES, disk_bytes, extract_members, is_junk, read_archive, split_suffix
 
 DIRECTORY_ENTRY = b"PK\x01\x02"
-
-
-def make_zip(path, members, method=zipfile.ZIP_DEFLATED):
-    """members: {name or ZipInfo: bytes}, in this order."""
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return path
 
 
 def special(name, *, mode=0, system=3):

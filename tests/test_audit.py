@@ -1,43 +1,24 @@
 """Bias audit on benchmarks where size gives the label away, or says nothing."""
 
 import numpy as np
-import pandas as pd
 import pytest
+from builders import facts_of, fair_detector
 from PIL import Image
 from scipy.stats import spearmanr
 
 from dfbench.audit import MATCHED, audit, correlation_table, correlations, matched_weights
-from dfbench.detectors import Detector, join
+from dfbench.detectors import join
 from dfbench.errors import InputError
 from dfbench.evaluation import evaluate
-
-SOURCES = {"Flick8k": "A", "LIVE": "A", "CSIQ": "A", "edit": "B", "Kolors": "B", "NOVA": "B"}
-
-
-def detector(num_images: int = 50, sources=SOURCES, seed: int = 0) -> Detector:
-    rng = np.random.default_rng(seed)
-    images = [f"DFBench/{source}/{i}.jpg" for source in sources for i in range(num_images)]
-    labels = np.repeat(list(sources.values()), num_images)
-    prob_fake = rng.beta(np.where(labels == "B", 4, 2), 2).astype(np.float32)
-    frame = pd.DataFrame({"image": images, "label": labels, "prob_A": 1 - prob_fake, "prob_B": prob_fake})
-    frame["logit_A"] = frame["logit_B"] = np.float32(np.nan)
-    return Detector("x", frame)
-
-
-def facts_of(joined: pd.DataFrame, width, height=400, num_bytes=50_000, kind="JPEG") -> pd.DataFrame:
-    columns = {"width": width, "height": height, "bytes": num_bytes, "format": kind}
-    return pd.DataFrame(columns, index=joined["image"].to_numpy()).astype(
-        dict.fromkeys(("width", "height", "bytes"), float)
-    )
 
 
 @pytest.fixture
 def joined():
-    return join([detector()])
+    return join([fair_detector()])
 
 
 def test_matched_weights_by_hand():
-    joined = join([detector(num_images=6, sources={"LIVE": "A", "edit": "B"})])
+    joined = join([fair_detector(num_images=6, sources={"LIVE": "A", "edit": "B"})])
     # Real: four of 512, two of 256. Fake: one of 512 (500 is in the same bucket), two of 1024, three of 256.
     facts = facts_of(joined, [512, 512, 512, 512, 256, 256, 500, 1024, 1024, 256, 256, 256])
     weights, num_pairs = matched_weights(joined, facts)
@@ -51,7 +32,7 @@ def test_matched_weights_by_hand():
 
 
 def test_another_format_is_no_match():
-    joined = join([detector(num_images=2, sources={"LIVE": "A", "edit": "B"})])
+    joined = join([fair_detector(num_images=2, sources={"LIVE": "A", "edit": "B"})])
     weights, num_pairs = matched_weights(joined, facts_of(joined, 512, kind=["JPEG", "PNG", "PNG", "PNG"]))
     assert num_pairs == 1
     assert (weights > 0).tolist() == [False, True, True, True]
@@ -60,14 +41,14 @@ def test_another_format_is_no_match():
 
 
 def test_images_of_unknown_size_match_nothing():
-    joined = join([detector(num_images=2, sources={"LIVE": "A", "edit": "B"})])
+    joined = join([fair_detector(num_images=2, sources={"LIVE": "A", "edit": "B"})])
     weights, num_pairs = matched_weights(joined, facts_of(joined, [512, np.nan, 512, np.nan]))
     assert num_pairs == 1
     assert weights.tolist() == [1, 0, 1, 0]
 
 
 def test_a_detector_of_size_falls_to_chance_on_matched_images():
-    x = detector(num_images=200)
+    x = fair_detector(num_images=200)
     joined = join([x])
     rng = np.random.default_rng(0)
     wide = rng.random(len(joined)) < np.where(joined["label"] == "B", 0.9, 0.1)
@@ -95,7 +76,7 @@ def test_correlations_agree_with_scipy(joined):
 
 
 def test_audit_of_files(tmp_path):
-    x = detector(num_images=6, sources={"LIVE": "A", "CSIQ": "A", "edit": "B", "NOVA": "B"})
+    x = fair_detector(num_images=6, sources={"LIVE": "A", "CSIQ": "A", "edit": "B", "NOVA": "B"})
     for i, row in x.frame.iloc[1:].iterrows():
         path = tmp_path / row["image"]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,4 +93,4 @@ def test_audit_of_files(tmp_path):
 
 def test_audit_without_any_image_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"none of the 300 images, such as DFBench/Flick8k/0\.jpg"):
-        audit(join([detector()]), ["x"], image_root=tmp_path)
+        audit(join([fair_detector()]), ["x"], image_root=tmp_path)

@@ -1,49 +1,12 @@
 """Images on the disk: checks of headers and pixels, repair of damaged ones."""
 
-import io
-import zipfile
-
 import pytest
+from builders import keys, make_zip, put
 
 from dfbench.image_checks import check_image, check_images, repair_images
 from dfbench.images import MAX_PIXELS
 from dfbench.prepare_report import Reason
 from dfbench.stock import take_stock
-
-
-@pytest.fixture
-def jpeg(draw):
-    """Bytes of a JPEG, another one for each seed."""
-
-    def encode(seed, kind="JPEG"):
-        buffer = io.BytesIO()
-        draw(seed, 40, 30).save(buffer, kind)
-        return buffer.getvalue()
-
-    return encode
-
-
-@pytest.fixture
-def folders(tmp_path):
-    downloads, root = tmp_path / "downloads", tmp_path / "root"
-    downloads.mkdir()
-    return downloads, root
-
-
-def make_zip(path, members):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-
-
-def put(root, image, data):
-    path = root / image
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-
-
-def keys(source, *names):
-    return [f"DFBench/{source}/{name}" for name in names]
 
 
 @pytest.mark.parametrize("decode", [False, True])

@@ -1,35 +1,16 @@
 """The probe on benchmarks where size or format gives the label away, or says nothing."""
 
 import numpy as np
-import pandas as pd
 import pytest
+from builders import facts_of, fair_detector
 
 from dfbench.detectors import Detector, join
 from dfbench.probe import probe_detectors
 
-SOURCES = {"Flick8k": "A", "LIVE": "A", "CSIQ": "A", "edit": "B", "Kolors": "B", "NOVA": "B"}
-
-
-def detector(num_images: int = 50, sources=SOURCES, seed: int = 0) -> Detector:
-    rng = np.random.default_rng(seed)
-    images = [f"DFBench/{source}/{i}.jpg" for source in sources for i in range(num_images)]
-    labels = np.repeat(list(sources.values()), num_images)
-    prob_fake = rng.beta(np.where(labels == "B", 4, 2), 2).astype(np.float32)
-    frame = pd.DataFrame({"image": images, "label": labels, "prob_A": 1 - prob_fake, "prob_B": prob_fake})
-    frame["logit_A"] = frame["logit_B"] = np.float32(np.nan)
-    return Detector("x", frame)
-
-
-def facts_of(joined: pd.DataFrame, width, height=400, num_bytes=50_000, kind="JPEG") -> pd.DataFrame:
-    columns = {"width": width, "height": height, "bytes": num_bytes, "format": kind}
-    return pd.DataFrame(columns, index=joined["image"].to_numpy()).astype(
-        dict.fromkeys(("width", "height", "bytes"), float)
-    )
-
 
 @pytest.fixture
 def joined():
-    return join([detector()])
+    return join([fair_detector()])
 
 
 def accuracy(probe: Detector) -> float:
@@ -81,5 +62,5 @@ def test_missing_facts_and_labels_leave_an_answer_for_every_image(joined):
 
 
 def test_too_few_sources_leave_out_the_probe_for_other_sources():
-    joined = join([detector(sources={"LIVE": "A", "edit": "B", "NOVA": "B"})])
+    joined = join([fair_detector(sources={"LIVE": "A", "edit": "B", "NOVA": "B"})])
     assert [probe.name for probe in probe_detectors(joined, facts_of(joined, 512), seed=0)] == ["probe (same)"]

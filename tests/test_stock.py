@@ -1,51 +1,15 @@
 """Images on the disk and in archives: what counts as there, extraction of the rest."""
 
-import io
 import shutil
 import zipfile
 from collections import namedtuple
 
 import pytest
+from builders import keys, make_zip, put
 
 from dfbench.errors import InputError
 from dfbench.prepare_report import Reason
 from dfbench.stock import extract_missing, take_stock
-
-
-@pytest.fixture
-def jpeg(draw):
-    """Bytes of a JPEG, another one for each seed."""
-
-    def encode(seed, kind="JPEG"):
-        buffer = io.BytesIO()
-        draw(seed, 40, 30).save(buffer, kind)
-        return buffer.getvalue()
-
-    return encode
-
-
-@pytest.fixture
-def folders(tmp_path):
-    downloads, root = tmp_path / "downloads", tmp_path / "root"
-    downloads.mkdir()
-    return downloads, root
-
-
-def make_zip(path, members):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-
-
-def put(root, image, data):
-    path = root / image
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-
-
-def keys(source, *names):
-    return [f"DFBench/{source}/{name}" for name in names]
-
 
 # ---------------------------------------------------------------------------------------------------------------- stock
 
@@ -132,7 +96,7 @@ def test_only_what_is_wanted_and_missing_is_extracted(folders, jpeg, num_workers
 def test_a_broken_member_becomes_a_fault_of_its_row(folders, jpeg):
     downloads, root = folders
     path = downloads / "CLIVE.zip"
-    make_zip(path, {"1.bmp": jpeg(1), "2.bmp": jpeg(2)})
+    make_zip(path, {"1.bmp": jpeg(1), "2.bmp": jpeg(2)}, zipfile.ZIP_STORED)
     path.write_bytes(path.read_bytes().replace(jpeg(1)[-60:-20], bytes(40)))
     images = keys("CLIVE", "1.bmp", "2.bmp")
     stock = take_stock(images, root, downloads)

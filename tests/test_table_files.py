@@ -3,25 +3,11 @@
 import csv
 
 import numpy as np
-import pandas as pd
+from builders import random_detector
 
-from dfbench.detectors import Detector
 from dfbench.evaluation import Evaluation, evaluate
 from dfbench.table_files import TABLE_NAMES, write_tables
 from dfbench.tables import all_tables, evasion_table, result_lines
-
-
-def detector(name: str, sources: dict[str, str], num_images: int = 8, seed: int = 0) -> Detector:
-    """Random answers on `num_images` of each source, given as {source: label}."""
-    rng = np.random.default_rng(seed)
-    images = [f"DFBench/{source}/{i}.jpg" for source in sources for i in range(num_images)]
-    frame = pd.DataFrame({"image": images, "label": [label for label in sources.values() for _ in range(num_images)]})
-    frame["prob_B"] = rng.random(len(frame)).astype(np.float32)
-    frame["prob_A"] = np.float32(1) - frame["prob_B"]
-    frame["answer"] = np.where(frame["prob_A"] > frame["prob_B"], "A", "B")
-    frame["logit_A"] = frame["logit_B"] = np.float32(np.nan)
-    return Detector(name, frame)
-
 
 SOURCES = {"LIVE": "A", "Kolors": "B"}
 
@@ -36,7 +22,7 @@ def write_all(evaluation: Evaluation, folder) -> None:
 
 
 def test_csv_files_hold_shares_and_counts(tmp_path):
-    x = detector("x", SOURCES)
+    x = random_detector("x", SOURCES)
     x.frame["prob_B"] = np.float32([0.25] * 6 + [0.75] * 10)
     x.frame["prob_A"] = 1 - x.frame["prob_B"]
     write_all(evaluate([x]), tmp_path)
@@ -59,7 +45,7 @@ def test_csv_files_hold_shares_and_counts(tmp_path):
 
 
 def test_every_table_is_written_in_three_formats(tmp_path):
-    detectors = [detector("x", SOURCES), detector("y", SOURCES, seed=1)]
+    detectors = [random_detector("x", SOURCES), random_detector("y", SOURCES, seed=1)]
     write_all(evaluate(detectors, num_draws=20, prior=0.5), tmp_path)
     names = {"summary", "accuracy", "by_source", "by_category", "overall", "evasion", "pairs", "reweighted"}
     files = {path.name for path in tmp_path.iterdir() if path.is_file()}
@@ -67,7 +53,7 @@ def test_every_table_is_written_in_three_formats(tmp_path):
 
 
 def test_one_csv_for_each_source(tmp_path):
-    write_all(evaluate([detector("x", SOURCES), detector("y", SOURCES, seed=1)]), tmp_path)
+    write_all(evaluate([random_detector("x", SOURCES), random_detector("y", SOURCES, seed=1)]), tmp_path)
     assert sorted(path.name for path in (tmp_path / "sources").iterdir()) == ["Kolors.csv", "LIVE.csv"]
     rows = read_csv(tmp_path / "sources" / "LIVE.csv")
     assert list(rows[0]) == ["image", "label", "answer_x", "prob_B_x", "answer_y", "prob_B_y"]
@@ -76,7 +62,7 @@ def test_one_csv_for_each_source(tmp_path):
 
 def test_hostile_source_names_stay_in_their_folder(tmp_path):
     sources = {"..": "A", "a\nb": "B", "A?b": "B", "": "A"}
-    write_all(evaluate([detector("x", sources, num_images=2)]), tmp_path / "tables")
+    write_all(evaluate([random_detector("x", sources, num_images=2)]), tmp_path / "tables")
     assert [path.name for path in tmp_path.iterdir()] == ["tables"]
     stems = sorted(path.stem for path in (tmp_path / "tables" / "sources").iterdir())
     assert stems == ["A_b", "a_b_2", "unnamed", "unnamed_2"]
@@ -84,7 +70,7 @@ def test_hostile_source_names_stay_in_their_folder(tmp_path):
 
 def test_detectors_may_be_called_like_columns(tmp_path):
     names = ("n", "mean", "metric", "level", "x", "x_low", "source")
-    evaluation = evaluate([detector(name, SOURCES, seed=seed) for seed, name in enumerate(names)], num_draws=5)
+    evaluation = evaluate([random_detector(name, SOURCES, seed=seed) for seed, name in enumerate(names)], num_draws=5)
     write_all(evaluation, tmp_path)
     with (tmp_path / "accuracy.csv").open(newline="") as file:
         header, first, *_ = csv.reader(file)
@@ -97,11 +83,14 @@ def test_detectors_may_be_called_like_columns(tmp_path):
 
 def test_what_an_earlier_run_left_goes_and_files_of_others_stay(tmp_path):
     write_all(
-        evaluate([detector("x", SOURCES | {"edit": "B"}), detector("y", SOURCES | {"edit": "B"})], prior=0.5), tmp_path
+        evaluate(
+            [random_detector("x", SOURCES | {"edit": "B"}), random_detector("y", SOURCES | {"edit": "B"})], prior=0.5
+        ),
+        tmp_path,
     )
     (tmp_path / "pairs.txt").write_text("mine")
     (tmp_path / "sources" / "mine.csv").write_text("image,note\n")
-    write_all(evaluate([detector("x", SOURCES)]), tmp_path)
+    write_all(evaluate([random_detector("x", SOURCES)]), tmp_path)
     assert sorted(path.name for path in (tmp_path / "sources").iterdir()) == ["Kolors.csv", "LIVE.csv", "mine.csv"]
     assert (tmp_path / "pairs.txt").exists()
     names = {path.name for path in tmp_path.iterdir()}
@@ -110,5 +99,5 @@ def test_what_an_earlier_run_left_goes_and_files_of_others_stay(tmp_path):
 
 
 def test_every_table_has_a_known_name():
-    evaluation = evaluate([detector("x", SOURCES), detector("y", SOURCES)], prior=0.5)
+    evaluation = evaluate([random_detector("x", SOURCES), random_detector("y", SOURCES)], prior=0.5)
     assert {table.name for table in all_tables(evaluation)} == set(TABLE_NAMES) - {"audit_correlations"}

@@ -1,11 +1,10 @@
 """Tables: what stands in the files, and that no name breaks out of a file, a cell or the terminal's width."""
 
 import numpy as np
-import pandas as pd
 import pytest
+from builders import random_detector
 
 from dfbench.answer_sheet import METRICS
-from dfbench.detectors import Detector
 from dfbench.evaluation import evaluate
 from dfbench.sources import DFBENCH, NUM_TEST
 from dfbench.tables import (
@@ -25,19 +24,6 @@ from dfbench.tables import (
     summary_table,
     with_interval,
 )
-
-
-def detector(name: str, sources: dict[str, str], num_images: int = 8, seed: int = 0) -> Detector:
-    """Random answers on `num_images` of each source, given as {source: label}."""
-    rng = np.random.default_rng(seed)
-    images = [f"DFBench/{source}/{i}.jpg" for source in sources for i in range(num_images)]
-    frame = pd.DataFrame({"image": images, "label": [label for label in sources.values() for _ in range(num_images)]})
-    frame["prob_B"] = rng.random(len(frame)).astype(np.float32)
-    frame["prob_A"] = np.float32(1) - frame["prob_B"]
-    frame["answer"] = np.where(frame["prob_A"] > frame["prob_B"], "A", "B")
-    frame["logit_A"] = frame["logit_B"] = np.float32(np.nan)
-    return Detector(name, frame)
-
 
 SOURCES = {"LIVE": "A", "Kolors": "B"}
 
@@ -60,7 +46,7 @@ def test_every_metric_has_a_title():
 
 
 def test_rows_and_columns_of_each_table():
-    detectors = [detector(name, SOURCES, seed=seed) for seed, name in enumerate(("x", "y", "MoA-DF"))]
+    detectors = [random_detector(name, SOURCES, seed=seed) for seed, name in enumerate(("x", "y", "MoA-DF"))]
     detectors[2].info = {"fusion": "mean_prob"}
     evaluation = evaluate(detectors, num_draws=30, prior=0.5)
     accuracy = accuracy_table(evaluation)
@@ -93,14 +79,14 @@ def test_rows_and_columns_of_each_table():
 
 def test_the_paper_stands_beside_a_run_on_the_real_test_set():
     sources = {source.name: source.label for source in DFBENCH}
-    evaluation = evaluate([detector("MoA-DF", sources, num_images=NUM_TEST // 21)])
+    evaluation = evaluate([random_detector("MoA-DF", sources, num_images=NUM_TEST // 21)])
     table = accuracy_table(evaluation)
     assert table.header[-1] == PAPER_COLUMN
     assert row_of(table, "class", "real")[-1] == "98.41"
     assert row_of(table, "category", "AI-edited")[-1] == "97.05"
     assert row_of(table, "category", "AI-generated")[-1] == "99.92"
     assert [row[-1] for row in table.rows].count("–") == len(table.rows) - 3
-    fewer = evaluate([detector("MoA-DF", sources, num_images=100)])
+    fewer = evaluate([random_detector("MoA-DF", sources, num_images=100)])
     assert PAPER_COLUMN not in accuracy_table(fewer).header
 
 
@@ -108,7 +94,7 @@ def test_the_paper_stands_beside_a_run_on_the_real_test_set():
 @pytest.mark.parametrize("name", ["x", "a-detector-with-a-very-long-name-indeed-" * 3])
 def test_terminal_tables_fit_100_columns(num_detectors, name):
     sources = SOURCES | {"a source with a name that is much too long for any table": "B"}
-    detectors = [detector(f"{i}{name}", sources, seed=i) for i in range(num_detectors)]
+    detectors = [random_detector(f"{i}{name}", sources, seed=i) for i in range(num_detectors)]
     lines = result_lines(evaluate(detectors, num_draws=20))
     assert max(map(len, lines)) <= 100
     text = "\n".join(lines)
@@ -117,7 +103,9 @@ def test_terminal_tables_fit_100_columns(num_detectors, name):
 
 
 def test_four_detectors_with_intervals_stand_side_by_side():
-    detectors = [detector(name, SOURCES, num_images=400) for name in ("qwen2.5", "internvl2.5", "internvl3", "MoA-DF")]
+    detectors = [
+        random_detector(name, SOURCES, num_images=400) for name in ("qwen2.5", "internvl2.5", "internvl3", "MoA-DF")
+    ]
     for x in detectors:
         x.frame["prob_B"] = np.where(x.frame["label"] == "B", 0.9, 0.1).astype(np.float32)
         x.frame.loc[5, "prob_B"] = np.float32(0.95)
@@ -128,13 +116,13 @@ def test_four_detectors_with_intervals_stand_side_by_side():
 
 
 def test_terminal_gets_no_control_characters():
-    lines = accuracy_lines([detector("x\x1b[31m", {"\x1b]0;t\x07": "A"})])
+    lines = accuracy_lines([random_detector("x\x1b[31m", {"\x1b]0;t\x07": "A"})])
     assert "\x1b" not in "".join(lines)
     assert "x?[31m" in "".join(lines)
 
 
 def test_stand_ins_are_marked_and_explained():
-    evaluation = evaluate([detector("x", {"demo_blur": "A", "LIVE": "A", "demo_sampler": "B"})])
+    evaluation = evaluate([random_detector("x", {"demo_blur": "A", "LIVE": "A", "demo_sampler": "B"})])
     lines = result_lines(evaluation)
     assert any("demo_blur*" in line for line in lines)
     assert not any("LIVE*" in line for line in lines)
@@ -142,11 +130,11 @@ def test_stand_ins_are_marked_and_explained():
     for table in all_tables(evaluation):
         assert f"* {STAND_IN_NOTE}" in table.notes, table.name
     assert evasion_table(evaluation).rows[0][0] == "demo_sampler*"
-    assert not any("stand-in" in line for line in result_lines(evaluate([detector("x", SOURCES)])))
+    assert not any("stand-in" in line for line in result_lines(evaluate([random_detector("x", SOURCES)])))
 
 
 def test_notes_count_what_is_left_out():
-    x, y = detector("x", SOURCES), detector("y", SOURCES, num_images=7)
+    x, y = random_detector("x", SOURCES), random_detector("y", SOURCES, num_images=7)
     x.num_errors, x.info, y.info = 3, {"fitted_on": "images of other sources"}, {"finished": False}
     x.frame.loc[0, "label"] = y.frame.loc[0, "label"] = ""
     assert accuracy_table(evaluate([x, y], partial=True)).notes == (
@@ -160,7 +148,7 @@ def test_notes_count_what_is_left_out():
 
 
 def test_accuracy_lines_without_labels_count_the_answers():
-    x = detector("x", SOURCES)
+    x = random_detector("x", SOURCES)
     x.frame["label"] = ""
     called_real = (x.frame["answer"] == "A").sum()
     assert accuracy_lines([x]) == [

@@ -1,11 +1,8 @@
 """The 8-bit kernel against the same written out, in Triton's interpreter (CPU); the products themselves need a GPU."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from builders import interpret
 from torch import nn
 
 from dfbench.models.fp8 import LARGEST, Fp8Linear, quantize, row_scale
@@ -32,15 +29,7 @@ print(far.item(), scale[3].item(), found[3].float().abs().max().item())
 @pytest.mark.parametrize("width", [48, 3424])
 def test_the_kernel_equals_activation_and_scaling(width: int) -> None:
     pytest.importorskip("triton")
-    # The interpreter is chosen when the kernel is imported, so this needs a process of its own.
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", COMPARE.format(width=width)],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    far, empty_scale, largest_of_empty = map(float, done.stdout.split())
+    far, empty_scale, largest_of_empty = interpret(COMPARE.format(width=width))
     assert far < 0.05, "the interpreter loses a carry when it rounds up to a power of two, a GPU does not"
     assert (empty_scale, largest_of_empty) == (1, 0)
 

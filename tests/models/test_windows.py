@@ -1,11 +1,8 @@
 """The window kernel against rotation and attention as the rest of the code does them, in Triton's interpreter (CPU)."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from builders import interpret
 
 from dfbench.models import windows
 from dfbench.models.packed import Segments
@@ -33,15 +30,8 @@ print((got - expected)[:tokens].abs().max().item())
 @pytest.mark.parametrize("head_dim", [32, 80, 128])
 def test_the_kernel_equals_rotation_and_attention(head_dim: int) -> None:
     pytest.importorskip("triton")
-    # The interpreter is chosen when the kernel is imported, so this needs a process of its own.
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", COMPARE.format(head_dim=head_dim)],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert float(done.stdout) < 1e-5
+    (error,) = interpret(COMPARE.format(head_dim=head_dim))
+    assert error < 1e-5
 
 
 def test_the_kernel_is_left_out_on_a_cpu() -> None:
