@@ -71,6 +71,12 @@ def facts_of(
     )
 
 
+def flag(words: list[str], name: str) -> str | None:
+    """The value of the last `--name value`, which is the one that counts in ms-swift's parser."""
+    places = [i for i, word in enumerate(words) if word == f"--{name}"]
+    return words[places[-1] + 1] if places else None
+
+
 def interpret(code: str) -> list[float]:
     """Run code in a process whose Triton kernels are interpreted on the CPU: the numbers that it prints.
 
