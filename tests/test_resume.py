@@ -178,8 +178,7 @@ with RecordWriter(Path(sys.argv[1])):
 """
 
 
-@pytest.mark.parametrize("more", [[], ["--overwrite"]], ids=" ".join)
-@pytest.mark.parametrize("name", ["agent.csv", "agent.part3.csv"])
+@pytest.mark.parametrize(("name", "more"), [("agent.csv", []), ("agent.part3.csv", ["--overwrite"])])
 def test_a_file_that_another_run_is_writing_to_is_refused_until_that_run_is_gone(run, output, name, more):
     run()
     expected = snapshot(output)
