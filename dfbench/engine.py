@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -283,7 +284,7 @@ class PendingLogits:
         self._previous_end = previous.end if previous else None
         self._copies = copies
         self.idle_before = 0.0
-        with torch.cuda.stream(copies):  # None changes nothing
+        with torch.cuda.stream(copies) if copies else nullcontext():
             moved = {name: value.to(scorer.device, non_blocking=True) for name, value in inputs.items()}
         if copies:
             torch.cuda.current_stream().wait_stream(copies)
