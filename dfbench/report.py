@@ -199,7 +199,7 @@ def audit_words(evaluation: Evaluation, found: Audit) -> list[str]:
     overall = evaluation.scores[evaluation.scores["level"] == "overall"].set_index("detector")
     sentences = []
     for probe, where in zip(found.probes, ("sources it was fitted on", "sources it has never seen"), strict=False):
-        share = percent(overall.loc[probe.name, "balanced_accuracy"], 1)
+        share = percent(overall.loc[probe.name, "balanced_accuracy"])
         sentences.append(
             f"A classifier that sees nothing but width, height, file format and bytes per pixel reaches a balanced "
             f"accuracy of {share} % on other images of {where}; 50 % is chance."
@@ -210,7 +210,7 @@ def audit_words(evaluation: Evaluation, found: Audit) -> list[str]:
         return sentences
     matched = matched[matched["weighting"] == MATCHED].set_index("detector")
     for name in evaluation.judged:
-        before, after = (percent(rows.loc[name, "balanced_accuracy"], 1) for rows in (overall, matched))
+        before, after = (percent(rows.loc[name, "balanced_accuracy"]) for rows in (overall, matched))
         sentences.append(
             f"{name} has a balanced accuracy of {before} % on all images and of {after} % with images weighted so that "
             f"real and fake ones have the same formats and sizes."
