@@ -51,9 +51,9 @@ _SHORT_TITLES = {
 """So that four detectors with their intervals fit into the width of a terminal."""
 
 
-def percent(share: float, decimals: int = 2) -> str:
+def percent(share: float) -> str:
     """0.98414 -> "98.41"; an en dash where the number is not defined."""
-    return "–" if pd.isna(share) else f"{100 * share:.{decimals}f}"
+    return "–" if pd.isna(share) else f"{100 * share:.2f}"
 
 
 def with_interval(share: float, low: float, high: float) -> str:
