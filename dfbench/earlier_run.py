@@ -2,14 +2,13 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dfbench.annotations import Sample
 from dfbench.errors import InputError, shorten
 from dfbench.files import write_json
-from dfbench.images import ImageError, load_image
 from dfbench.records import NOT_FINITE, info_path, read_info
 from dfbench.resume import refuse_busy, remove_results, settle, written_cells
 
@@ -35,26 +34,41 @@ def begin(
     samples: Sequence[Sample],
     batches: Sequence[Sequence[str]],
     *,
-    image_root: Path,
+    usable: Callable[[Sample], bool],
     overwrite: bool,
 ) -> None:
     """Bring what earlier runs left into order for this one: parts merged, what is not done dropped.
 
-    A batch with an image that could not be read then and can be now is done again. Raises InputError where the file
-    was begun with another model, dtype, protocol, or other annotations, and where another run is writing to it.
+    usable: whether an image can be prepared now. A batch with an image that could not be then and can be now is done
+    again. Raises InputError where the file was begun with another model, dtype, protocol, or other annotations, and
+    where another run is writing to it.
     """
     refuse_busy(csv_path)
     if overwrite:
         remove_results(csv_path)
     rows, errors, _ = written_cells(csv_path)
     _check(csv_path, identity, samples, rows, errors)
-    mended = {image for image, reason in errors.items() if reason != NOT_FINITE and _readable(image_root / image)}
+    again = (sample for sample in samples if errors.get(sample.image, NOT_FINITE) != NOT_FINITE)
+    mended = {sample.image for sample in again if usable(sample)}
     if mended:
         logger.info("%d images that could not be read can be now", len(mended))
     done = settle(csv_path, batches, [sample.image for sample in samples], again=mended)
     if 0 < len(done) < len(batches):
         logger.info("resuming: %d of %d batches are done", len(done), len(batches))
-    write_json(info_path(csv_path), {"identity": identity, "finished": False})
+    write_json(info_path(csv_path), {"identity": identity, "finished": False, "answered": answered(samples)})
+
+
+def answered(samples: Iterable[Sample]) -> dict[str, str]:
+    """Digests of the images that a run answers for, and of the images with their questions; in whatever order."""
+    pairs = sorted((sample.image, sample.question) for sample in samples)
+    return {"images": _digest(image for image, _ in pairs), "questions": _digest(f"{i}\0{q}" for i, q in pairs)}
+
+
+def _digest(texts: Iterable[str]) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    for text in texts:
+        digest.update(text.encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _check(
@@ -67,7 +81,8 @@ def _check(
     strangers = (rows.keys() | errors.keys()) - {sample.image for sample in samples}
     if strangers or not (rows or errors):  # `settle` names strangers
         return
-    begun = read_info(csv_path).get("identity")
+    info = read_info(csv_path)
+    begun = info.get("identity")
     if not isinstance(begun, dict):
         raise _other(csv_path, "rows without the metadata of the run that wrote them", "rows of this very run")
     for key, value in identity.items():
@@ -76,6 +91,11 @@ def _check(
                 raise _other(csv_path, "answers to other questions", "those of the annotations at hand")
         elif key not in _PLACES and begun.get(key) != value:
             raise _other(csv_path, f"a run with {key} {begun.get(key)}", f"{key} {value}, as this run has")
+    # Of a run over the same images, finished or not, and of a finished one over fewer, every question is known.
+    for known in (samples, [sample for sample in samples if sample.image in rows or sample.image in errors]):
+        now, then = answered(known), info.get("answered", {})
+        if now["images"] == then.get("images") and now != then:
+            raise _other(csv_path, "answers to other questions", "those of the annotations at hand")
     for sample in samples:
         label = rows.get(sample.image, sample.label)
         if label != sample.label:
@@ -86,11 +106,3 @@ def _check(
 def _other(csv_path: Path, found: str, expected: str) -> InputError:
     remedy = "repeat the command that began this file, name another --output_csv, or --overwrite it"
     return InputError(csv_path, found=found, expected=expected, remedy=remedy)
-
-
-def _readable(path: Path) -> bool:
-    try:
-        load_image(path)
-    except ImageError:
-        return False
-    return True

@@ -182,6 +182,8 @@ def score_batches(
                 out_of_memory = True
             if out_of_memory:  # out here, where no traceback holds on to the tensors of the pass that failed
                 prepared = None  # its workers end
+                if scorer.device.type == "cuda":
+                    torch.cuda.synchronize(scorer.device)  # what the failed pass still reads is not given away
                 torch.cuda.empty_cache()
                 _halve(outcome, batches[position:])
     return outcome
@@ -282,27 +284,27 @@ class PendingLogits:
         copies: "torch.cuda.Stream | None",
     ) -> None:
         self._previous_end = previous.end if previous else None
-        self._copies = copies
+        self._stream = torch.cuda.current_stream(scorer.device) if copies else None
         self.idle_before = 0.0
         with torch.cuda.stream(copies) if copies else nullcontext():
             moved = {name: value.to(scorer.device, non_blocking=True) for name, value in inputs.items()}
-        if copies:
-            torch.cuda.current_stream().wait_stream(copies)
+        if self._stream:
+            self._stream.wait_stream(copies)
         self._moved = moved  # held until the GPU has read them: their memory belongs to the other stream
         self.start = self._mark()
         self._logits = scorer.logits(moved).to("cpu", non_blocking=True)
         self.end = self._mark()
 
     def _mark(self) -> Any:
-        if not self._copies:
+        if not self._stream:
             return time.monotonic()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(self._stream)
         return event
 
     def wait(self) -> None:
         """Return when the logits are there."""
-        if self._copies:
+        if self._stream:
             self.end.synchronize()
             self._moved = None
 
@@ -311,7 +313,7 @@ class PendingLogits:
         self.wait()
         if self._previous_end is not None:
             between = (
-                self._previous_end.elapsed_time(self.start) / 1e3 if self._copies else self.start - self._previous_end
+                self._previous_end.elapsed_time(self.start) / 1e3 if self._stream else self.start - self._previous_end
             )
             self.idle_before = max(0.0, between)
         return self._logits.numpy()

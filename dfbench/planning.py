@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from dfbench.annotations import Sample
@@ -48,19 +49,24 @@ class Plan:
 def measure_costs(samples: Sequence[Sample], image_root: Path, prompt: Prompt, *, threads: int = 16) -> list[Cost]:
     """What each image will cost, from the headers of the files alone (where the protocol looks at the size at all)."""
 
-    def size_of(sample: Sample) -> tuple[int, int] | None:
-        try:
-            return read_size(image_root / sample.image)
-        except DECODER_ERRORS:
-            return None
+    def sizes_of(chunk: Sequence[Sample]) -> list[tuple[int, int] | None]:
+        return [_size_of(image_root / sample.image) for sample in chunk]
 
     if not prompt.depends_on_size:
         costs = {question: prompt.cost(question, 1, 1) for question in {sample.question for sample in samples}}
         return [costs[sample.question] for sample in samples]
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("ignore")  # Pillow's, as in images.py
-        sizes = pool.map(size_of, samples, chunksize=256)
+        chunks = (samples[start : start + 256] for start in range(0, len(samples), 256))
+        sizes = chain.from_iterable(pool.map(sizes_of, chunks))
         return [_cost(sample, size, image_root, prompt) for sample, size in zip(samples, sizes, strict=True)]
+
+
+def _size_of(path: Path) -> tuple[int, int] | None:
+    try:
+        return read_size(path)
+    except DECODER_ERRORS:
+        return None
 
 
 def _cost(sample: Sample, size: tuple[int, int] | None, image_root: Path, prompt: Prompt) -> Cost:

@@ -3,15 +3,17 @@
 A batch is the unit. It is done when each of its images stands in the CSV or the errors CSV, and is scored again as a
 whole otherwise, in the same company as before. So the files of a killed and resumed run equal those of an uninterrupted
 one. Several processes write parts beside the CSV (`<name>.part3.csv` and its errors and warnings); `settle` brings them
-together. A file that a run is writing to is locked: a second run on it is refused, whatever became of the first's
-parent process; the lock goes with the process that holds it.
+together. A second run on the same file is refused while the first goes on (`only_run`), and while any process of a
+killed one still writes (`refuse_busy`): locks go with the processes that hold them.
 """
 
 import csv
 import fcntl
 import io
+import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +27,21 @@ Batch = Sequence[str]
 
 _KINDS = ((Path, COLUMNS), (errors_path, ERROR_COLUMNS), (warnings_path, WARNING_COLUMNS))
 """The three files of a run: how each path follows from the CSV's, and its columns."""
+
+
+@contextmanager
+def only_run(csv_path: Path) -> Iterator[None]:
+    """Hold the lock of a CSV. Raises InputError where another run has it."""
+    path = csv_path.with_name(f".{csv_path.name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        while True:
+            file = stack.enter_context(path.open("ab"))
+            _claim(file, csv_path)
+            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                break  # else a run that ended in between took the file away
+        stack.callback(path.unlink, missing_ok=True)
+        yield
 
 
 def refuse_busy(csv_path: Path) -> None:
@@ -104,7 +121,6 @@ class RecordWriter:
 
     def __init__(self, csv_path: Path) -> None:
         self._files = [_Appender(path_of(csv_path), columns) for path_of, columns in _KINDS]
-        self._files[0].claim()
 
     def write(
         self,
@@ -129,17 +145,15 @@ class RecordWriter:
 
 
 class _Appender:
-    """An open CSV, made with its header where there is none. Without a buffer of its own: what could not be written is
-    not tried again when it is closed.
+    """An open and locked CSV, made with its header where there is none. Without a buffer of its own: what could not be
+    written is not tried again when it is closed.
     """
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self._path, self._file = path, path.open("ab", buffering=0)
+        _claim(self._file, path)
         if self._file.tell() == 0:
             self.append([columns])
-
-    def claim(self) -> None:
-        _claim(self._file, self._path)
 
     def append(self, rows: Iterable[Sequence[str]]) -> None:
         text = io.StringIO(newline="")

@@ -80,6 +80,8 @@ def parse(agent: Agent, description: str | None) -> Namespace:
     args = parser.parse_args()
     if args.precision == "fp8" and args.adapter:
         parser.error("--precision fp8 takes merged weights; merge the adapter first")
+    if args.precision == "fp8" and args.dtype == "float32":
+        parser.error("--precision fp8 gives bfloat16 or float16, not --dtype float32")
     _suit_the_device(parser, args)
     return args
 

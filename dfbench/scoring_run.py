@@ -4,6 +4,7 @@ import logging
 import os
 import platform
 from argparse import Namespace
+from contextlib import nullcontext
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -15,17 +16,18 @@ from dfbench.annotations import Sample, read_annotations
 from dfbench.cascade import settled_images
 from dfbench.detectors import read_detector, read_detectors
 from dfbench.distributed import Ranks
-from dfbench.earlier_run import begin, questions_identity
+from dfbench.earlier_run import answered, begin, questions_identity
 from dfbench.engine import Outcome, Preparation, score_batches
 from dfbench.errors import InputError
 from dfbench.files import write_json
+from dfbench.images import ImageError, load_image
 from dfbench.models import load_prompt, load_scorer
 from dfbench.models.base import DTYPES, Prompt, fingerprint
 from dfbench.paths import cache_folder
 from dfbench.planning import Plan, make_plan, measure_costs, share_out
 from dfbench.provenance import describe_software
-from dfbench.records import check_output_csv, errors_path, info_path, warnings_path
-from dfbench.resume import RecordWriter, count_rows, done_batches, part_path, settle
+from dfbench.records import check_output_csv, errors_path, info_path, read_info, warnings_path
+from dfbench.resume import RecordWriter, count_rows, done_batches, only_run, part_path, settle
 from dfbench.scoring import Agent
 from dfbench.tables import accuracy_lines
 from dfbench.weights import find_weights
@@ -49,17 +51,30 @@ def run(args: Namespace, agent: Agent) -> None:
     plan = _plan(args, samples, prompt, ranks)
     identity = _identity(args, samples, prompt, adapter)
     images = [[sample.image for sample in batch.samples] for batch in plan.batches]
-    if ranks.first:
-        begin(args.output_csv, identity, samples, images, image_root=args.image_root, overwrite=args.overwrite)
-    ranks.wait()
-    outcome = _score(args, prompt, adapter, plan, images, ranks)
-    outcomes = ranks.gather(outcome)
-    if ranks.first:
-        settle(args.output_csv, images, [sample.image for sample in samples])
-        counts = count_rows(args.output_csv)
-        _check_whole(args, counts, len(samples))
-        write_json(info_path(args.output_csv), _metadata(args, identity, plan, outcomes, counts))
-        _report(args, outcomes, counts)
+    with only_run(args.output_csv) if ranks.first else nullcontext():
+        earlier = {} if args.overwrite else read_info(args.output_csv)
+        if ranks.first:
+            usable = partial(_usable, args=args, prompt=prompt)
+            begin(args.output_csv, identity, samples, images, usable=usable, overwrite=args.overwrite)
+        ranks.wait()
+        outcome = _score(args, prompt, adapter, plan, images, ranks)
+        outcomes = ranks.gather(outcome)
+        if ranks.first:
+            settle(args.output_csv, images, [sample.image for sample in samples])
+            counts = count_rows(args.output_csv)
+            _check_whole(args, counts, len(samples))
+            metadata = _metadata(args, plan, counts) | _speed(outcomes, earlier)
+            head = {"identity": identity, "finished": True, "answered": answered(samples)}
+            write_json(info_path(args.output_csv), head | metadata)
+            _report(args, outcomes, counts)
+
+
+def _usable(sample: Sample, args: Namespace, prompt: Prompt) -> bool:
+    try:
+        prompt.prepare(sample.question, load_image(args.image_root / sample.image, strict=args.strict_images).rgb)
+    except ImageError:
+        return False
+    return True
 
 
 def _check_ranks(args: Namespace, ranks: Ranks) -> None:
@@ -217,13 +232,9 @@ def _score(
         )
 
 
-def _metadata(
-    args: Namespace, identity: dict[str, Any], plan: Plan, outcomes: list[Outcome], counts: dict[str, int]
-) -> dict[str, Any]:
+def _metadata(args: Namespace, plan: Plan, counts: dict[str, int]) -> dict[str, Any]:
     on_gpu = args.device.startswith("cuda")
     return {
-        "identity": identity,
-        "finished": True,
         "dataset": str(args.dataset_path),
         "image_root": str(args.image_root),
         "sources": args.sources,
@@ -232,17 +243,35 @@ def _metadata(
         **counts,
         "batches": len(plan.batches),
         "tokens_a_batch": plan.shape.tokens,
-        "attention": "varlen" if on_gpu and args.dtype != "float32" else "sdpa",
+        "attention": _attention(args, plan),
         "compiled": args.compile,
         "device": torch.cuda.get_device_name(args.device) if on_gpu else platform.processor() or platform.machine(),
-        "processes": len(outcomes),
-        "images_per_second": round(sum(outcome.images_per_second for outcome in outcomes), 2),
-        "startup_seconds": round(max(outcome.startup for outcome in outcomes), 1),
-        "waited_for_images": round(max(outcome.wait_share for outcome in outcomes), 4),
         "seed": None,  # nothing here is random
         **describe_software(("torch", "transformers", "peft", "pillow")),
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _attention(args: Namespace, plan: Plan) -> str:
+    """torch's kernel: see `packed.attend`. (Qwen's windows have one of their own on a GPU.)"""
+    if not args.device.startswith("cuda") or args.dtype == "float32":
+        return "sdpa"
+    if not args.compile:
+        return "sdpa or varlen, by batch"
+    return "sdpa" if plan.shape.uniform else "varlen"
+
+
+def _speed(outcomes: list[Outcome], earlier: dict[str, Any]) -> dict[str, Any]:
+    """Of this run; of the earlier one where nothing was left to score."""
+    speed = {
+        "processes": len(outcomes),
+        "images_per_second": round(sum(outcome.images_per_second for outcome in outcomes), 2),
+        "startup_seconds": round(max(outcome.startup for outcome in outcomes), 1),
+        "waited_for_images": round(max(outcome.wait_share for outcome in outcomes), 4),
+    }
+    if not any(outcome.num_scored for outcome in outcomes):
+        speed |= {key: earlier[key] for key in speed if key in earlier}
+    return speed
 
 
 def _report(args: Namespace, outcomes: list[Outcome], counts: dict[str, int]) -> None:

@@ -37,14 +37,19 @@ def main() -> None:
     add("--mixed", action="store_true", help="sizes in DFBench's proportions instead of 1024x1024")
     add("--tiny", action="store_true", help="the demo's small models instead of the real shapes")
     add("--token_budget", type=cli.positive_int, default=32768, help="tokens of a batch")
-    add("--workers", type=int, default=16, help="processes that decode images")
-    add("--check", type=int, default=16, help="images whose P(A) is compared with float32")
+    add("--workers", type=cli.natural_int, default=16, help="processes that decode images")
+    add("--check", type=cli.positive_int, default=16, help="images whose P(A) is compared with float32")
     add("--eager", action="store_true", help="do not compile")
     add("--fp8", action="store_true", help="measure --precision fp8 as well")
     add("--no_upstream", action="store_true", help="leave the upstream way out")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     add("--folder", type=Path, default=Path(tempfile.gettempdir()) / "dfbench-benchmark", help="for images and configs")
     args = parser.parse_args()
+    if args.device.startswith("cuda"):
+        args.device = args.device if ":" in args.device else "cuda:0"
+        torch.cuda.set_device(args.device)
+    elif args.fp8:
+        parser.error("--fp8 needs a GPU")
     dtype = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
     rate = benchmark.matrix_rate(args.device, dtype, 8192 if args.device.startswith("cuda") else 1024)
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"

@@ -68,6 +68,48 @@ def test_corrected_annotations_are_refused(run, output, write_rows, photo_set, t
     assert run("--dataset_path", tmp_path / "corrected.json", "--overwrite").status == 0
 
 
+@pytest.mark.parametrize(("limit", "killed"), [([], False), ([], True), (["--limit", 5], False)])
+def test_one_question_that_another_image_has_as_well_is_refused(
+    run, output, write_rows, photo_set, tmp_path, limit, killed
+):
+    """The distinct questions are the same as before."""
+    assert run(*limit, "--batch_size", 2).status == 0
+    if killed:
+        info = json.loads(output.with_suffix(".json").read_text())
+        kept = {key: info[key] for key in ("identity", "answered")} | {"finished": False}
+        output.with_suffix(".json").write_text(json.dumps(kept))
+        output.write_text("".join(output.read_text().splitlines(keepends=True)[:5]))
+    before = output.read_bytes()
+    other = photo_set.samples[1].question
+    samples = [replace(photo_set.samples[0], question=other), *photo_set.samples[1:]]
+    finished = run("--dataset_path", write_rows(tmp_path / "corrected.json", samples), "--batch_size", 2)
+    assert finished.status == 1
+    assert "found answers to other questions" in finished.err
+    assert output.read_bytes() == before
+
+
+def test_an_error_that_would_come_again_is_not_tried_again(run, output, images, photo_set, fake_model):
+    """A truncated image can be read, but not in a strict run."""
+    victim = images / photo_set.samples[0].image
+    victim.write_bytes(victim.read_bytes()[:-200])
+    strict = ("--image_root", images, "--batch_size", 4, "--strict_images")
+    assert run(*strict).status == 1
+    before, fake_model.loads = output.read_bytes(), 0
+    assert run(*strict).status == 1
+    assert (fake_model.loads, output.read_bytes()) == (0, before)
+
+
+def test_a_repeated_command_keeps_the_speed(run, output):
+    assert run().status == 0
+    before = json.loads(output.with_suffix(".json").read_text())
+    assert run().status == 0
+    after = json.loads(output.with_suffix(".json").read_text())
+    assert before["images_per_second"] > 0
+    assert {key: after[key] for key in before if key != "written"} == {
+        key: before[key] for key in before if key != "written"
+    }
+
+
 @pytest.mark.parametrize("metadata", [None, "{}", '{"identity": 3, "detector": "x"}'])
 def test_rows_of_an_unknown_run_are_refused(run, output, metadata):
     assert run().status == 0

@@ -168,25 +168,30 @@ def test_the_metadata_say_that_a_killed_run_is_not_finished(run, output, fake_mo
     assert json.loads(output.with_suffix(".json").read_text())["finished"] is True
 
 
-WRITE_AND_WAIT = """
+HOLD_AND_WAIT = """
 import sys, time
 from pathlib import Path
-from dfbench.resume import RecordWriter
-with RecordWriter(Path(sys.argv[1])):
-    print("writing", flush=True)
+from dfbench.resume import RecordWriter, only_run
+with {holder}(Path(sys.argv[1])):
+    print("holding", flush=True)
     time.sleep(60)
 """
 
 
-@pytest.mark.parametrize(("name", "more"), [("agent.csv", []), ("agent.part3.csv", ["--overwrite"])])
-def test_a_file_that_another_run_is_writing_to_is_refused_until_that_run_is_gone(run, output, name, more):
+@pytest.mark.parametrize(
+    ("holder", "name", "more"),
+    [
+        ("only_run", "agent.csv", ["--overwrite"]),
+        ("RecordWriter", "agent.part3.csv", ["--overwrite"]),  # as of a process that outlived its torchrun
+    ],
+)
+def test_a_file_that_another_run_is_writing_to_is_refused_until_that_run_is_gone(run, output, holder, name, more):
     run()
     expected = snapshot(output)
-    other = subprocess.Popen(
-        [sys.executable, "-c", WRITE_AND_WAIT, output.with_name(name)], stdout=subprocess.PIPE, text=True
-    )
+    code = HOLD_AND_WAIT.format(holder=holder)
+    other = subprocess.Popen([sys.executable, "-c", code, output.with_name(name)], stdout=subprocess.PIPE, text=True)
     try:
-        assert other.stdout.readline() == "writing\n"
+        assert other.stdout.readline() == "holding\n"
         finished = run(*more)
         assert finished.status == 1
         assert f"{name}: found a file that another run is writing to" in finished.err
@@ -196,6 +201,7 @@ def test_a_file_that_another_run_is_writing_to_is_refused_until_that_run_is_gone
         other.wait()
     assert run(*more).status == 1  # its images are damaged; as before
     assert snapshot(output) == expected
+    assert not list(output.parent.glob(".*")), "a lock is left"
 
 
 def test_leftover_temporary_files_do_not_matter(run, output):

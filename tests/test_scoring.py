@@ -191,6 +191,7 @@ def test_images_without_labels_are_scored(evaluate, fake_model, photo_set, usual
         ["--workers", "-1"],
         ["--dtype", "int8"],
         ["--device", "banana"],
+        ["--precision", "fp8", "--dtype", "float32"],
         ["--protocol", "mine"],
         ["--model", "x"],
         ["--sources"],

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
@@ -56,11 +57,22 @@ def _prompt(family: str | None, checkpoint: Path, protocol: str) -> Prompt:
 def load_scorer(
     prompt: Prompt, *, device: str, dtype: str, adapter: Path | None = None, compiled: bool = False, fp8: bool = False
 ) -> Scorer:
-    """The GPU side of the same checkpoint, weights loaded; `compiled` and `fp8`: see `Scorer`, `Scorer.quantize`."""
-    model = load_model(prompt.checkpoint, device=device, dtype=dtype, adapter=adapter)
-    scorer = scorer_of(model, prompt, compiled=compiled)
-    if fp8:
-        scorer.quantize()
+    """The GPU side of the same checkpoint, weights loaded; `compiled` and `fp8`: see `Scorer`, `Scorer.quantize`.
+
+    Raises InputError as `load_model` does, and where the GPU's memory does not hold the weights.
+    """
+    try:
+        model = load_model(prompt.checkpoint, device=device, dtype=dtype, adapter=adapter)
+        scorer = scorer_of(model, prompt, compiled=compiled)
+        if fp8:
+            scorer.quantize()
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            prompt.checkpoint,
+            found=f"not enough GPU memory for its weights ({shorten(str(error), 100)})",
+            expected=f"memory for the model in {dtype}",
+            remedy="free memory on the GPU, or use a larger one, and repeat the command",
+        ) from None
     return scorer
 
 

@@ -227,6 +227,8 @@ def load_model(checkpoint: Path, *, device: str, dtype: str, adapter: Path | Non
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
             )
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise _unusable(checkpoint, error, "a complete checkpoint", "download the weights again") from None
     for kind in ("missing_keys", "mismatched_keys"):
@@ -269,6 +271,8 @@ def _with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
         PeftConfig.from_pretrained(adapter)
         wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=False)
         loaded = wrapped.load_adapter(adapter, "default", is_trainable=False)
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise _unusable(
             adapter, error, "a LoRA adapter of this model", "name the adapter that was trained on it"

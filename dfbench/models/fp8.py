@@ -106,7 +106,8 @@ def quantize(modules: Iterable[nn.Module]) -> None:
         for name, child in list(module.named_children()):
             weight = getattr(child, "weight", None)
             is_linear = isinstance(weight, Tensor) and weight.dim() == 2 and hasattr(child, "bias")
-            if is_linear and weight.shape[0] % 16 == 0 and weight.shape[1] % 16 == 0:
-                setattr(module, name, Fp8Linear(weight, child.bias, getattr(child, "parts", None)))
+            parts = getattr(child, "parts", None)
+            if is_linear and all(size % 16 == 0 for size in (*weight.shape, *(parts or ()))):
+                setattr(module, name, Fp8Linear(weight, child.bias, parts))
             else:
                 quantize([child])

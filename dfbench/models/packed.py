@@ -211,9 +211,8 @@ def decode_last(
     """A llama-like decoder (Llama, Qwen2, Qwen2.5-VL) over packed prompts: hidden (N, C) -> (B, C), before the final
     norm.
 
-    run: `decoder_layer`, or a compiled form of it. The last layer, whose work is small, does without: the compiler
-    would time several kernels for its short sums, and which one wins, and so the last bit, changes from process to
-    process.
+    run: `decoder_layer`, or a compiled form of it. The last layer, whose work is small, does without: compiled, in
+    torch's deterministic mode too, its last bit changed from process to process (torch 2.11, H200).
     """
     for layer, pair in zip(layers[:-1], prefix[:-1], strict=True):
         hidden = run(layer, hidden, pair, cos, sin, layout.queries, layout.keys, layout.key_rows, None)

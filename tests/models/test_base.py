@@ -313,6 +313,15 @@ def test_an_adapter_that_lacks_layers_is_refused(checkpoints, tmp_path):
         load_model(checkpoints["internvl3"], device="cpu", dtype="float32", adapter=adapter)
 
 
+def test_memory_that_does_not_hold_the_weights_is_no_damage(scorer, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", fail)
+    with pytest.raises(InputError, match="not enough GPU memory for its weights .*1.00 GiB.*free memory on the GPU"):
+        load_scorer(scorer.prompt, device="cpu", dtype="float32")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

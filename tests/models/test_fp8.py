@@ -6,6 +6,7 @@ from builders import interpret
 from torch import nn
 
 from dfbench.models.fp8 import LARGEST, Fp8Linear, quantize, row_scale
+from dfbench.models.fused import FusedLinear
 
 COMPARE = """
 import torch
@@ -42,9 +43,11 @@ def test_rows_are_scaled_to_the_largest_number() -> None:
 def test_layers_whose_sizes_allow_it_become_8_bit() -> None:
     block = nn.Module()
     block.fits, block.narrow, block.norm = nn.Linear(32, 48), nn.Linear(32, 7), nn.LayerNorm(32)
+    block.fused = FusedLinear([nn.Linear(32, 40), nn.Linear(32, 8)])  # 48 together, but neither alone
     exact = block.fits.weight.clone()
     quantize([block])
     assert isinstance(block.fits, Fp8Linear)
     assert type(block.narrow) is nn.Linear
+    assert type(block.fused) is FusedLinear
     stored = block.fits.weight.float() * block.fits.scale
     assert (stored - exact).abs().max() <= 2**-4 * exact.abs().max()  # e4m3 keeps three bits after the first
