@@ -318,7 +318,7 @@ def test_memory_that_does_not_hold_the_weights_is_no_damage(scorer, monkeypatch)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
 
     monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", fail)
-    with pytest.raises(InputError, match="not enough GPU memory for its weights .*1.00 GiB.*free memory on the GPU"):
+    with pytest.raises(InputError, match=r"not enough GPU memory for its weights .*1\.00 GiB.*free memory on the GPU"):
         load_scorer(scorer.prompt, device="cpu", dtype="float32")
 
 
