@@ -53,7 +53,7 @@ def main() -> None:
     dtype = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
     rate = benchmark.matrix_rate(args.device, dtype, 8192 if args.device.startswith("cuda") else 1024)
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
-    print(f"{name}, {dtype}, matrix product {rate / 1e12:.0f} TFLOP/s, torch {torch.__version__}")
+    print(f"{name}, {dtype}, matrix product {rate / 1e12:.3g} TFLOP/s, torch {torch.__version__}")
     args.folder.mkdir(parents=True, exist_ok=True)
     print(f"loop and CSV writer alone: {benchmark.loop_rate(args.folder):,.0f} images/s\n", flush=True)
     print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}", flush=True)
