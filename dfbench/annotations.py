@@ -17,12 +17,14 @@ import json
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from dfbench.errors import InputError, shorten
+from dfbench.files import put_in_place
 from dfbench.json_rows import Place, iter_rows
 from dfbench.sources import LABELS, source_of
 
@@ -224,9 +226,13 @@ class AnnotationWriter:
     def __enter__(self) -> "AnnotationWriter":
         for path in self.paths:
             path.parent.mkdir(parents=True, exist_ok=True)
-        self._files = [_temporary(path).open("w", encoding="utf-8", newline="\n") for path in self.paths]
-        self._arrays = [file for file, path in zip(self._files, self.paths, strict=True) if path.suffix == ".json"]
-        self._lines = [file for file in self._files if file not in self._arrays]
+        with ExitStack() as stack:
+            temporaries = [stack.enter_context(put_in_place(path)) for path in self.paths]
+            self._files = [stack.enter_context(path.open("w", encoding="utf-8", newline="\n")) for path in temporaries]
+            self._arrays = [file for file, path in zip(self._files, self.paths, strict=True) if path.suffix == ".json"]
+            self._lines = [file for file in self._files if file not in self._arrays]
+            stack.callback(self._end_arrays)
+            self._open = stack.pop_all()
         return self
 
     def write(self, sample: Sample, image: str | None = None) -> None:
@@ -244,18 +250,11 @@ class AnnotationWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    def _end_arrays(self) -> None:
         for file in self._arrays:
             file.write("\n]\n" if self.num_rows else "[]\n")
-        for file, path in zip(self._files, self.paths, strict=True):
-            file.close()
-            if kind is None:
-                _temporary(path).replace(path)
-            else:
-                _temporary(path).unlink()
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")
 
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode

@@ -12,7 +12,7 @@ import pandas as pd
 
 from dfbench.annotations import normalize_key
 from dfbench.errors import InputError, shorten
-from dfbench.files import put_in_place, write_json
+from dfbench.files import write_csv, write_json
 from dfbench.letters import answers
 from dfbench.records import COLUMNS, errors_path, info_path, read_info
 from dfbench.sources import LABELS, Category, category_of, source_of
@@ -339,9 +339,8 @@ def join(detectors: Sequence[Detector], *, partial: bool = False) -> pd.DataFram
 def write_detector(path: Path, frame: pd.DataFrame, info: dict[str, Any], *, extra: Sequence[str] = ()) -> None:
     """Write a per-image CSV (the columns COLUMNS of `frame`, then `extra`) and its metadata, each put in place at once.
 
-    Float32 columns come out as the shortest decimals that read back the same, NaN as an empty cell.
+    Numbers are written as `files.write_csv` says.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with put_in_place(path) as temporary:
-        frame[[*COLUMNS, *extra]].to_csv(temporary, index=False, lineterminator="\n")
+    write_csv(path, frame[[*COLUMNS, *extra]])
     write_json(info_path(path), info)

@@ -8,9 +8,7 @@ run goes on.
 What a CSV holds is not measured again, even where the run has more images than the last one; errors are tried again.
 """
 
-import csv
 import ctypes
-import io
 import os
 import platform
 import sys
@@ -26,7 +24,7 @@ from tqdm import tqdm
 
 from dfbench.errors import InputError, shorten
 from dfbench.features import COLUMNS, format_row, measure_image
-from dfbench.files import naming, write_json, write_text
+from dfbench.files import csv_cells, csv_text, naming, write_json, write_text
 from dfbench.image_sets import Images, printable
 from dfbench.images import ImageError
 from dfbench.processes import run_jobs
@@ -132,14 +130,14 @@ class _Store:
                     remedy="name another --output_dir, or start over with --overwrite",
                 )
             # What follows the last line break is "", or half a row.
-            rows = ((_cells(line), line + "\n") for line in lines[:-1])
+            rows = ((csv_cells(line), line + "\n") for line in lines[:-1])
             found.update((cells[0], line) for cells, line in rows if len(cells) == len(COLUMNS))
         return found
 
     def append(self, rows: Rows) -> None:
         """Keep measured rows; they have reached the operating system when this returns."""
         with naming(self._part), self._part.open("a", encoding="utf-8", newline="") as file:
-            file.write("".join(map(_line, [COLUMNS] * (file.tell() == 0) + rows)))
+            file.write(csv_text([COLUMNS] * (file.tell() == 0) + rows))
 
     def finish(self, keys: Sequence[str], errors: Rows) -> None:
         """Put the CSV in place, in the order of `keys`, and its errors and metadata before it.
@@ -147,9 +145,9 @@ class _Store:
         A CSV that holds just these rows already stays as it is, and broken lines are dropped from any other.
         """
         known = self.lines()
-        text = "".join([_line(COLUMNS), *(known[key] for key in keys if key in known)])
+        text = "".join([csv_text([COLUMNS]), *(known[key] for key in keys if key in known)])
         if errors:
-            write_text(errors_path(self.path), "".join(map(_line, [ERROR_COLUMNS, *sorted(errors)])))
+            write_text(errors_path(self.path), csv_text([ERROR_COLUMNS, *sorted(errors)]))
         else:
             errors_path(self.path).unlink(missing_ok=True)
             if not self._part.exists() and self.path.exists() and self.path.read_bytes() == text.encode():
@@ -159,19 +157,6 @@ class _Store:
         write_json(info_path(self.path), {"source": self.path.stem, **counts, **software})
         write_text(self.path, text)
         self._part.unlink(missing_ok=True)
-
-
-def _line(cells: Sequence[str]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue()
-
-
-def _cells(line: str) -> list[str]:
-    try:
-        return next(csv.reader([line]))
-    except csv.Error:  # a stray carriage return, for one
-        return []
 
 
 # --------------------------------------------------------------------------------------------------- in the workers

@@ -7,9 +7,7 @@ together. A second run on the same file is refused while the first goes on (`onl
 killed one still writes (`refuse_busy`): locks go with the processes that hold them.
 """
 
-import csv
 import fcntl
-import io
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dfbench.errors import InputError, shorten
-from dfbench.files import put_in_place
+from dfbench.files import csv_cells, csv_text, write_bytes
 from dfbench.records import COLUMNS, ERROR_COLUMNS, WARNING_COLUMNS, errors_path, info_path, warnings_path
 
 Batch = Sequence[str]
@@ -156,9 +154,7 @@ class _Appender:
             self.append([columns])
 
     def append(self, rows: Iterable[Sequence[str]]) -> None:
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        data = text.getvalue().encode()
+        data = csv_text(rows).encode()
         try:
             while data:
                 data = data[self._file.write(data) :]
@@ -220,7 +216,7 @@ def _read_lines(path: Path, columns: Sequence[str]) -> dict[str, bytes]:
 
 
 def _cells(line: bytes) -> list[str]:
-    return next(csv.reader([line.decode(errors="replace")]), [])
+    return csv_cells(line.decode(errors="replace"))
 
 
 def _done(tables: Sequence[dict[str, bytes]], batches: Sequence[Batch]) -> set[int]:
@@ -245,5 +241,4 @@ def _write_lines(path: Path, columns: Sequence[str], lines: Sequence[bytes], *, 
     if not (lines or keep_empty):
         path.unlink(missing_ok=True)
     elif not (path.exists() and path.read_bytes() == content):
-        with put_in_place(path) as temporary:
-            temporary.write_bytes(content)
+        write_bytes(path, content)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dfbench.files import put_in_place, write_text
+from dfbench.files import write_csv, write_text
 
 WIDTH = 100
 """Columns that a terminal table fits into."""
@@ -47,13 +47,6 @@ def write_table(table: Table, folder: Path) -> list[Path]:
         write_text(folder / f"{table.name}.md", markdown(table)),
         write_text(folder / f"{table.name}.tex", latex(table)),
     ]
-
-
-def write_csv(path: Path, frame: pd.DataFrame) -> Path:
-    """Write a CSV, put in place at once."""
-    with put_in_place(path) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n")
-    return path
 
 
 def safe_names(names: Iterable[str]) -> list[str]:

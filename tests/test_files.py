@@ -3,7 +3,7 @@ import errno
 import pytest
 
 from dfbench.errors import InputError
-from dfbench.files import naming, put_in_place, read_json_object, write_json, write_text
+from dfbench.files import csv_cells, csv_text, naming, put_in_place, read_json_object, write_json, write_text
 
 WORDS = {"expected": "a recipe", "remedy": "write one"}
 
@@ -29,6 +29,7 @@ def test_what_fails_on_the_way_leaves_the_old_file(tmp_path):
     with pytest.raises(OSError, match="No space") as caught:
         fill_the_disk()
     assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
     assert caught.value.filename == str(path)
 
 
@@ -36,6 +37,12 @@ def test_an_error_that_names_its_file_keeps_the_name(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, naming(tmp_path / "a.txt"):
         (tmp_path / "other.txt").read_bytes()
     assert caught.value.filename == str(tmp_path / "other.txt")
+
+
+def test_rows_come_back_as_they_were_written():
+    rows = [["a", "b"], ['with, comma and "quotes"', ""], ["Größe", " x "]]
+    assert [csv_cells(line) for line in csv_text(rows).splitlines()] == rows
+    assert csv_cells("a\rb") == csv_cells("") == []
 
 
 def test_json_comes_back_as_it_was_written(tmp_path):

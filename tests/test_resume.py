@@ -107,7 +107,7 @@ def test_a_row_that_lost_its_cells_is_scored_again(run, output, suffix):
     run()
     expected = snapshot(output)
     header, first, *rest = expected[suffix].split(b"\n")
-    for damage in (first.split(b",")[0], b"", b"\xff\xfe"):
+    for damage in (first.split(b",")[0], b"", b"\xff\xfe", b"a\rb"):
         restore(output, expected | {suffix: b"\n".join([header, damage, *rest])})
         run()
         assert snapshot(output) == expected

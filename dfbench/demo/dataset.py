@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from dfbench.demo.images import JPEG_QUALITIES, make_images
-from dfbench.files import put_in_place
+from dfbench.files import write_bytes
 from dfbench.sources import DEMO, Source
 
 QUESTION = "Is this a real image or a generated image? A: 'real' or B: 'generated'. Just answer with A or B."
@@ -59,7 +59,7 @@ def make_demo(folder: Path, seed: int) -> bool:
         return False
     stamp.unlink(missing_ok=True)
     _write(folder, _file_images(make_images(seed)), seed)
-    _replace(stamp, json.dumps(wanted, indent=2).encode())
+    write_bytes(stamp, json.dumps(wanted, indent=2).encode())
     return True
 
 
@@ -124,13 +124,13 @@ def _write(folder: Path, images: list[DemoImage], seed: int) -> None:
     for source in DEMO:
         prefix = f"DFBench/{source.name}/"
         members = {image.member: image.png for image in images if image.key.startswith(prefix)}
-        _replace(folder / source.archive, _zip_file(_JUNK.get(source.name, {}) | members))
+        write_bytes(folder / source.archive, _zip_file(_JUNK.get(source.name, {}) | members))
     train = [image for image in images if image.split == "train"]
     shuffled = [train[i] for i in np.random.default_rng([seed, 3]).permutation(len(train))]
     test = [image for image in images if image.split == "test"]
     for stem, rows in (("img_train", train), ("img_train_shuffled", shuffled), ("img_test", test)):
-        _replace(folder / f"{stem}.json", json.dumps([_messages(image) for image in rows]).encode())
-        _replace(
+        write_bytes(folder / f"{stem}.json", json.dumps([_messages(image) for image in rows]).encode())
+        write_bytes(
             folder / f"{stem}.jsonl", b"".join(json.dumps(_conversation(image)).encode() + b"\n" for image in rows)
         )
 
@@ -154,8 +154,3 @@ def _conversation(image: DemoImage) -> dict[str, Any]:
     answer = [{"role": "assistant", "content": image.label}]
     turns = [("human", f"<image>\n{QUESTION}"), ("gpt", answer)]
     return {"image": image.key, "conversations": [{"from": who, "value": value} for who, value in turns]}
-
-
-def _replace(path: Path, content: bytes) -> None:
-    with put_in_place(path) as temporary:
-        temporary.write_bytes(content)
