@@ -14,8 +14,9 @@ from dfbench.resume import refuse_busy, remove_results, settle, written_cells
 
 logger = logging.getLogger(__name__)
 
-_PLACES = ("model", "adapter")
-"""Keys of an identity that say where weights lie; their fingerprints say which they are."""
+_COMPARED_OTHERWISE = ("model", "adapter", "questions", "answered")
+"""Keys of an identity that need not be equal: the first two say where weights lie, and their fingerprints which they
+are; of the others see `_asks_otherwise`."""
 
 _MOST_QUESTIONS = 1_000
 
@@ -55,7 +56,7 @@ def begin(
     done = settle(csv_path, batches, [sample.image for sample in samples], again=mended)
     if 0 < len(done) < len(batches):
         logger.info("resuming: %d of %d batches are done", len(done), len(batches))
-    write_json(info_path(csv_path), {"identity": identity, "finished": False, "answered": answered(samples)})
+    write_json(info_path(csv_path), {"identity": identity, "finished": False})
 
 
 def answered(samples: Iterable[Sample]) -> dict[str, str]:
@@ -81,26 +82,29 @@ def _check(
     strangers = (rows.keys() | errors.keys()) - {sample.image for sample in samples}
     if strangers or not (rows or errors):  # `settle` names strangers
         return
-    info = read_info(csv_path)
-    begun = info.get("identity")
+    begun = read_info(csv_path).get("identity")
     if not isinstance(begun, dict):
         raise _other(csv_path, "rows without the metadata of the run that wrote them", "rows of this very run")
     for key, value in identity.items():
-        if key == "questions":
-            if value and set(begun.get(key, ())) - set(value):
-                raise _other(csv_path, "answers to other questions", "those of the annotations at hand")
-        elif key not in _PLACES and begun.get(key) != value:
+        if key not in _COMPARED_OTHERWISE and begun.get(key) != value:
             raise _other(csv_path, f"a run with {key} {begun.get(key)}", f"{key} {value}, as this run has")
-    # Of a run over the same images, finished or not, and of a finished one over fewer, every question is known.
-    for known in (samples, [sample for sample in samples if sample.image in rows or sample.image in errors]):
-        now, then = answered(known), info.get("answered", {})
-        if now["images"] == then.get("images") and now != then:
-            raise _other(csv_path, "answers to other questions", "those of the annotations at hand")
+    written = [sample for sample in samples if sample.image in rows or sample.image in errors]
+    if _asks_otherwise(begun, identity, written):
+        raise _other(csv_path, "answers to other questions", "those of the annotations at hand")
     for sample in samples:
         label = rows.get(sample.image, sample.label)
         if label != sample.label:
             found = f"label {shorten(label)} of {sample.image}"
             raise _other(csv_path, found, f"{shorten(sample.label)}, as in the annotations at hand")
+
+
+def _asks_otherwise(begun: dict[str, Any], identity: dict[str, Any], written: Sequence[Sample]) -> bool:
+    """Whether the run that was begun asked other questions, as far as its metadata tell."""
+    if identity["questions"] and set(begun.get("questions", ())) - set(identity["questions"]):
+        return True
+    # Of a run over the same images, finished or not, and of a finished one over fewer, every question is known.
+    then = begun.get("answered", {})
+    return any(now["images"] == then.get("images") and now != then for now in (identity["answered"], answered(written)))
 
 
 def _other(csv_path: Path, found: str, expected: str) -> InputError:

@@ -92,16 +92,21 @@ class Preparation(Dataset):
     def _prepare(self, sample: Sample, cost: Cost, batch: PreparedBatch) -> Prepared | None:
         """One image's prompt, or None and a row of the batch's errors."""
         try:
-            image = load_image(self.image_root / sample.image, strict=self.strict)
-            prepared = self.prompt.prepare(sample.question, image.rgb)
+            prepared, truncated = prepare_image(sample, self.image_root, self.prompt, strict=self.strict)
             if self.prompt.cost_of(prepared)[:2] != cost[:2]:
                 raise ImageError("file changed while the run was going on")
         except ImageError as error:
             batch.errors.append((sample.image, str(error)))
             return None
-        if image.truncated:
+        if truncated:
             batch.warnings.append((sample.image, TRUNCATED))
         return prepared
+
+
+def prepare_image(sample: Sample, image_root: Path, prompt: Prompt, *, strict: bool) -> tuple[Prepared, bool]:
+    """One image's prompt, and whether its file lacks its end. Raises ImageError (`strict`: for the latter as well)."""
+    image = load_image(image_root / sample.image, strict=strict)
+    return prompt.prepare(sample.question, image.rgb), image.truncated
 
 
 def split_batch(batch: PlannedBatch, pieces: int) -> list[PlannedBatch]:

@@ -17,10 +17,10 @@ from dfbench.cascade import settled_images
 from dfbench.detectors import read_detector, read_detectors
 from dfbench.distributed import Ranks
 from dfbench.earlier_run import answered, begin, questions_identity
-from dfbench.engine import Outcome, Preparation, score_batches
+from dfbench.engine import Outcome, Preparation, prepare_image, score_batches
 from dfbench.errors import InputError
 from dfbench.files import write_json
-from dfbench.images import ImageError, load_image
+from dfbench.images import ImageError
 from dfbench.models import load_prompt, load_scorer
 from dfbench.models.base import DTYPES, Prompt, fingerprint
 from dfbench.paths import cache_folder
@@ -52,8 +52,8 @@ def run(args: Namespace, agent: Agent) -> None:
     identity = _identity(args, samples, prompt, adapter)
     images = [[sample.image for sample in batch.samples] for batch in plan.batches]
     with only_run(args.output_csv) if ranks.first else nullcontext():
-        earlier = {} if args.overwrite else read_info(args.output_csv)
         if ranks.first:
+            earlier = {} if args.overwrite else read_info(args.output_csv)
             usable = partial(_usable, args=args, prompt=prompt)
             begin(args.output_csv, identity, samples, images, usable=usable, overwrite=args.overwrite)
         ranks.wait()
@@ -63,15 +63,14 @@ def run(args: Namespace, agent: Agent) -> None:
             settle(args.output_csv, images, [sample.image for sample in samples])
             counts = count_rows(args.output_csv)
             _check_whole(args, counts, len(samples))
-            metadata = _metadata(args, plan, counts) | _speed(outcomes, earlier)
-            head = {"identity": identity, "finished": True, "answered": answered(samples)}
-            write_json(info_path(args.output_csv), head | metadata)
+            metadata = _metadata(args, identity, plan, counts) | _speed(outcomes, earlier)
+            write_json(info_path(args.output_csv), metadata)
             _report(args, outcomes, counts)
 
 
 def _usable(sample: Sample, args: Namespace, prompt: Prompt) -> bool:
     try:
-        prompt.prepare(sample.question, load_image(args.image_root / sample.image, strict=args.strict_images).rgb)
+        prepare_image(sample, args.image_root, prompt, strict=args.strict_images)
     except ImageError:
         return False
     return True
@@ -170,6 +169,7 @@ def _identity(args: Namespace, samples: list[Sample], prompt: Prompt, adapter: P
         "precision": args.precision,
         "strict_images": args.strict_images,
         "questions": questions_identity(samples),
+        "answered": answered(samples),
         **prompt.describe(),
     }
 
@@ -232,9 +232,11 @@ def _score(
         )
 
 
-def _metadata(args: Namespace, plan: Plan, counts: dict[str, int]) -> dict[str, Any]:
+def _metadata(args: Namespace, identity: dict[str, Any], plan: Plan, counts: dict[str, int]) -> dict[str, Any]:
     on_gpu = args.device.startswith("cuda")
     return {
+        "identity": identity,
+        "finished": True,
         "dataset": str(args.dataset_path),
         "image_root": str(args.image_root),
         "sources": args.sources,
