@@ -46,8 +46,7 @@ def main() -> None:
     add("--folder", type=Path, default=Path(tempfile.gettempdir()) / "dfbench-benchmark", help="for images and configs")
     args = parser.parse_args()
     if args.device.startswith("cuda"):
-        args.device = args.device if ":" in args.device else "cuda:0"
-        torch.cuda.set_device(args.device)
+        torch.cuda.set_device(torch.device(args.device).index or 0)
     elif args.fp8:
         parser.error("--fp8 needs a GPU")
     dtype = torch.bfloat16 if args.device.startswith("cuda") else torch.float32

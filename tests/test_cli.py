@@ -91,7 +91,7 @@ def test_a_users_mistake_is_one_line_and_1(capsys):
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (PermissionError(13, "Permission denied", "/root/x.csv"), "/root/x.csv: found Permission denied"),
+        (PermissionError(13, "Permission denied", "/data/x.csv"), "/data/x.csv: found Permission denied"),
         (OSError(28, "No space left on device"), "operating system: found No space left on device"),
         (OSError("odd"), "operating system: found odd"),
     ],
