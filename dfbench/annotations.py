@@ -228,9 +228,9 @@ class AnnotationWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             temporaries = [stack.enter_context(put_in_place(path)) for path in self.paths]
-            self._files = [stack.enter_context(path.open("w", encoding="utf-8", newline="\n")) for path in temporaries]
-            self._arrays = [file for file, path in zip(self._files, self.paths, strict=True) if path.suffix == ".json"]
-            self._lines = [file for file in self._files if file not in self._arrays]
+            files = [stack.enter_context(path.open("w", encoding="utf-8", newline="\n")) for path in temporaries]
+            self._arrays = [file for file, path in zip(files, self.paths, strict=True) if path.suffix == ".json"]
+            self._lines = [file for file in files if file not in self._arrays]
             stack.callback(self._end_arrays)
             self._open = stack.pop_all()
         return self
