@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 from dfbench import cli
+from dfbench.data.discovery import annotated_images, choose_images, find_images
 from dfbench.errors import InputError
-from dfbench.feature_run import measure_sources
-from dfbench.image_sets import annotated_images, choose_images, find_images
+from dfbench.features.run import measure_sources
+from dfbench.parallel import available_cores
 from dfbench.paths import REPOSITORY, RESULTS
-from dfbench.processes import available_cores
 
 
 def main() -> None:

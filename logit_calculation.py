@@ -15,12 +15,12 @@ from pathlib import Path
 import pandas as pd
 
 from dfbench import cli
-from dfbench.cascade import complete, is_spared, mark_early
-from dfbench.detectors import Detector, read_detectors
 from dfbench.errors import InputError
-from dfbench.fusion import FITTED_METHODS, METHODS, Rule, fuse, given_weights, join_agents, write_fused
-from dfbench.records import check_output_csv
-from dfbench.result_files import MOA_DF_CSV, agent_csvs
+from dfbench.fusion.early_exit import complete, is_spared, mark_early
+from dfbench.fusion.rules import FITTED_METHODS, METHODS, Rule, fuse, given_weights, join_agents, write_fused
+from dfbench.models.registry import MOA_DF_CSV, agent_csvs
+from dfbench.predictions.reader import Detector, read_detectors
+from dfbench.predictions.schema import check_output_csv
 
 
 def main() -> None:
@@ -86,7 +86,9 @@ def choose_rule(args: Namespace, joined: pd.DataFrame, detectors: Sequence[Detec
         return given_weights(args.weights, len(detectors))
     if not args.apply and args.fusion not in FITTED_METHODS:
         return Rule(args.fusion)
-    from dfbench import fusion_fitting  # brings scikit-learn, which takes a second that the paper's rule need not wait
+    from dfbench.fusion import (
+        fitting as fusion_fitting,  # brings scikit-learn, which takes a second that the paper's rule need not wait
+    )
 
     if args.apply:
         return fusion_fitting.saved_rule(args.apply, detectors)

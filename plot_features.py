@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from dfbench import cli
-from dfbench.feature_plots import NORMALISATIONS, build_feature_report, write_feature_report
+from dfbench.features.plots import NORMALISATIONS, build_feature_report, write_feature_report
 from dfbench.paths import RESULTS
-from dfbench.report import renew_features
+from dfbench.report.page import renew_features
 
 
 def main() -> None:

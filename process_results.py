@@ -10,15 +10,15 @@ from argparse import Namespace
 from pathlib import Path
 
 from dfbench import cli
-from dfbench.audit import MATCHED, audit, correlation_table
-from dfbench.cascade import is_spared
-from dfbench.detectors import join, read_detectors
-from dfbench.evaluation import evaluate
+from dfbench.evaluation.evaluate import evaluate
+from dfbench.evaluation.shortcut_audit import MATCHED, audit, correlation_table
+from dfbench.evaluation.table_files import write_tables
+from dfbench.evaluation.tables import all_tables, result_lines
+from dfbench.fusion.early_exit import is_spared
+from dfbench.models.registry import MOA_DF_CSV, detector_csvs
 from dfbench.paths import REPOSITORY, RESULTS
-from dfbench.report import write_report
-from dfbench.result_files import MOA_DF_CSV, detector_csvs
-from dfbench.table_files import write_tables
-from dfbench.tables import all_tables, result_lines
+from dfbench.predictions.reader import join, read_detectors
+from dfbench.report.page import write_report
 
 
 def main() -> None:

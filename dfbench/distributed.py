@@ -29,7 +29,7 @@ class Ranks:
         return cls(dist.get_rank(), world)
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     def wait(self) -> None:

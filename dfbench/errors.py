@@ -1,17 +1,18 @@
-"""The one exception that stands for a user's mistake, and the one shape of its message."""
+"""The one exception that stands for a user's mistake."""
 
 
 class InputError(Exception):
     """Something that was handed to us cannot be used: a file, a row, a checkpoint, a combination of options.
 
-    Programs print it as one line and exit with status 1 (see `dfbench.cli.run`); no traceback is shown. The line says
-    where the trouble is (file, then row and column where they apply), what was found, what was expected, and what to
-    do.
+    Its message is one or two plain sentences: what is wrong, where (file, then row and column where they apply), and
+    what to do. Programs print it as one line and exit with status 1 (see `dfbench.cli.run`).
     """
 
-    def __init__(self, where: object, *, found: str, expected: str, remedy: str) -> None:
-        self.where, self.found, self.expected, self.remedy = str(where), found, expected, remedy
-        super().__init__(" ".join(f"{where}: found {found}; expected {expected}; {remedy}".split()))
+    def __init__(self, message: object, *, found: str = "", expected: str = "", remedy: str = "") -> None:
+        self.where, self.found, self.expected, self.remedy = str(message), found, expected, remedy
+        if found:
+            message = f"{message}: found {found}; expected {expected}; {remedy}"
+        super().__init__(" ".join(str(message).split()))
 
 
 def shorten(value: object, limit: int = 80) -> str:

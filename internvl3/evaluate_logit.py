@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from dfbench import cli
-from dfbench.scoring import INTERNVL_PROTOCOLS, Agent, main
+from dfbench.scoring.config import INTERNVL_PROTOCOLS, Agent, main
 
 AGENT = Agent(
     name="internvl3",

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from dfbench import cli
-from dfbench.scoring import Agent, main
+from dfbench.scoring.config import Agent, main
 
 AGENT = Agent(
     name="qwen2.5", folder=Path(__file__).resolve().parent, dataset="datasets/img_test.json", family="qwen2_5_vl"

@@ -12,12 +12,12 @@ here=$(dirname "$0")
 # The bounds on an image's area that scoring has (dfbench/models/qwen2_5_vl.py): 4 and 1,536 tokens of 28x28 pixels.
 export MIN_PIXELS="${MIN_PIXELS:-3136}" MAX_PIXELS="${MAX_PIXELS:-1204224}"
 
-exec "${PYTHON:-python}" -m dfbench.train sft \
+exec "${PYTHON:-python}" -m dfbench.training.train sft \
     --model "${MODEL:-$here/../Qwen/Qwen2.5-VL-7B-Instruct}" \
     --model_type qwen2_5_vl \
     --template qwen2_5_vl \
     --system "You are a helpful assistant." \
-    --external_plugins "$here/../dfbench/swift_plugin.py" \
+    --external_plugins "$here/../dfbench/training/swift_plugin.py" \
     --check_model false \
     --train_annotations "${TRAIN:-$here/datasets/img_train_shuffled.json}" \
     ${VAL:+--val_annotations "$VAL"} \

@@ -23,9 +23,9 @@ from PIL import Image
 from scipy import ndimage
 
 from dfbench import cli
-from dfbench.feature_run import measure_sources, prepare_process
-from dfbench.features import measure_image
-from dfbench.processes import available_cores
+from dfbench.features.compute import measure_image
+from dfbench.features.run import measure_sources, prepare_process
+from dfbench.parallel import available_cores
 
 
 def upstream_features(path: Path) -> dict[str, float]:

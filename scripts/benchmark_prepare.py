@@ -30,12 +30,12 @@ import numpy as np
 from PIL import Image
 
 from dfbench import cli
+from dfbench.data.sources import DFBENCH, NUM_TEST, NUM_TRAIN, Source
 from dfbench.errors import InputError
-from dfbench.prepare import Plan, choose, survey_releases, write_clean
-from dfbench.processes import available_cores
-from dfbench.released import model_targets
-from dfbench.sources import DFBENCH, NUM_TEST, NUM_TRAIN, Source
-from dfbench.stock import extract_missing, take_stock
+from dfbench.parallel import available_cores
+from dfbench.prepare.extract import extract_missing, take_stock
+from dfbench.prepare.hub import model_targets
+from dfbench.prepare.pipeline import Plan, choose, survey_releases, write_clean
 
 QUESTION = (
     "Is this a real image or a generated image? Look closely. A: 'real' or B: 'generated'. Just answer with A or B."

@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 
 from dfbench import cli
-from dfbench.detectors import write_detector
-from dfbench.letters import answers, probabilities
+from dfbench.data.sources import DFBENCH, NUM_TEST, Category
 from dfbench.paths import REPOSITORY
-from dfbench.sources import DFBENCH, NUM_TEST, Category
+from dfbench.predictions.probabilities import answers, probabilities
+from dfbench.predictions.reader import write_detector
 
 SHARES = {"real": 9_357 / NUM_TEST, "edited": 3_000 / NUM_TEST, "generated": 96_774 / NUM_TEST}
 """Of the released test set; sources of one kind get equal parts."""

@@ -18,11 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfbench import benchmark, cli
+from dfbench import cli
 from dfbench.demo.tiny_models import make_tiny_models
-from dfbench.models import load_prompt, scorer_of
 from dfbench.models.base import Scorer
-from dfbench.planning import Plan, make_plan, measure_costs
+from dfbench.models.registry import load_prompt, scorer_of
+from dfbench.scoring import benchmark
+from dfbench.scoring.batching import Plan, make_plan, measure_sizes
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 HEADER = ("model", "way", "images/s", "MFU", "GPU waits", "peak memory", "|dP(A)| largest / mean")
@@ -69,11 +70,11 @@ def measure(name: str, args: Namespace, samples: list, dtype: torch.dtype, rate:
         benchmark.give_real_shape(name, folder)
     prompt = load_prompt(folder)
     model = benchmark.random_model(folder, args.device, dtype)
-    costs = measure_costs(samples, args.folder, prompt)
-    flops = sum(benchmark.prefill_flops(model, cost.tokens + len(prompt.prefix), cost.vision) for cost in costs)
-    flops /= len(costs)
+    sizes = measure_sizes(samples, args.folder, prompt)
+    flops = sum(benchmark.prefill_flops(model, cost.tokens + len(prompt.prefix), cost.vision) for cost in sizes)
+    flops /= len(sizes)
 
-    plan = make_plan(samples, costs, token_budget=args.token_budget, batch_size=None)
+    plan = make_plan(samples, sizes, token_budget=args.token_budget, batch_size=None)
     checked = []
     for sample in list(chain.from_iterable(batch.samples for batch in plan.batches))[: args.check]:
         with Image.open(args.folder / sample.image) as image:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from dfbench import cli
-from dfbench.models.internvl_checkpoint import convert
+from dfbench.models.internvl_convert.convert import convert
 
 
 def main() -> None:

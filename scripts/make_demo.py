@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 from dfbench import cli
+from dfbench.data.sources import DEMO
 from dfbench.demo.dataset import make_demo
 from dfbench.demo.images import NUM_IMAGES, count_images
 from dfbench.paths import REPOSITORY
-from dfbench.sources import DEMO
 
 
 def main() -> None:

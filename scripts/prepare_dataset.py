@@ -22,12 +22,12 @@ import sys
 from pathlib import Path
 
 from dfbench import cli
+from dfbench.data.splits import Subset
+from dfbench.parallel import available_cores
 from dfbench.paths import REPOSITORY
-from dfbench.prepare import Plan, prepare
-from dfbench.prepare_report import LEFT_OUT_NAME, MOST_KNOWN_ABSENT, check_complete, describe, write_report
-from dfbench.processes import available_cores
-from dfbench.released import download, folder_target, model_targets
-from dfbench.subsets import Subset
+from dfbench.prepare.hub import download, folder_target, model_targets
+from dfbench.prepare.pipeline import Plan, prepare
+from dfbench.prepare.report import LEFT_OUT_NAME, MOST_KNOWN_ABSENT, check_complete, describe, write_report
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dfbench.detectors import Detector
+from dfbench.predictions.reader import Detector
 
 
 def make_zip(path: Path, members: Mapping[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -64,7 +64,7 @@ def _answered(name: str, frame: pd.DataFrame) -> Detector:
 def facts_of(
     joined: pd.DataFrame, width: object, height: object = 400, num_bytes: object = 50_000, kind: object = "JPEG"
 ) -> pd.DataFrame:
-    """What `dfbench.image_facts` would have read of the images."""
+    """What `dfbench.data.image_facts` would have read of the images."""
     columns = {"width": width, "height": height, "bytes": num_bytes, "format": kind}
     return pd.DataFrame(columns, index=joined["image"].to_numpy()).astype(
         dict.fromkeys(("width", "height", "bytes"), float)

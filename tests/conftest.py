@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfbench.annotations import Sample
-from dfbench.sources import CATALOGUE, source_of
+from dfbench.data.annotations import Sample
+from dfbench.data.sources import CATALOGUE, source_of
 
 QUESTION = "Is this a real image or a generated image? A: 'real' or B: 'generated'. Just answer with A or B."
 
@@ -20,7 +20,7 @@ QUESTION = "Is this a real image or a generated image? A: 'real' or B: 'generate
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of programs start processes, which takes seconds each: they count as slow. Slow ones run last."""
     for item in items:
-        if item.path.name.startswith("test_programs_"):
+        if item.path.parent.name == "programs":
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
@@ -184,7 +184,8 @@ def evaluate_anywhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
     The agent has all protocols and looks for weights and annotations in `tmp_path / "agent"`.
     """
-    from dfbench import cli, scoring
+    from dfbench import cli
+    from dfbench.scoring import config as scoring
 
     agent = scoring.Agent("agent", tmp_path / "agent", "img_test.json", scoring.INTERNVL_PROTOCOLS)
 
@@ -225,12 +226,12 @@ def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
     """Puts a FakeModel in the place of every checkpoint that `evaluate` loads; `tmp_path` serves as its folder."""
     import torch
 
-    from dfbench.models.base import Cost, Prepared, Prompt
+    from dfbench.models.base import ModelInputs, Prompt, SequenceSize
 
     fake = FakeModel()
 
     class FakePrompt(Prompt):
-        image_token_id, letters, prefix, depends_on_size = 0, (1, 2), [], True
+        image_token_id, answer_tokens, prefix, depends_on_size = 0, (1, 2), [], True
 
         def __init__(self, checkpoint: Path, protocol: str = "upstream") -> None:
             self.checkpoint = checkpoint
@@ -243,10 +244,10 @@ def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
 
         def prepare(self, question, rgb):
             total = int(np.asarray(rgb).astype(np.int64).sum())
-            return Prepared(torch.tensor(self.encode(self.text(question, 1))), torch.tensor([total]))
+            return ModelInputs(torch.tensor(self.encode(self.text(question, 1))), torch.tensor([total]))
 
-        def cost(self, question, width, height):
-            return Cost(len(self.encode(self.text(question, 1))) - len(self.prefix), 1)
+        def sequence_size(self, question, width, height):
+            return SequenceSize(len(self.encode(self.text(question, 1))) - len(self.prefix), 1)
 
         def collate(self, prepared, shape=None):
             return {"pixels": torch.cat([item.pixels for item in prepared])}
@@ -267,6 +268,6 @@ def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
             fake.seen.append(len(batch["pixels"]))
             return torch.tensor([fake.logits(total) for total in batch["pixels"].tolist()], dtype=torch.float32)
 
-    monkeypatch.setattr("dfbench.scoring_run.load_prompt", FakePrompt)
-    monkeypatch.setattr("dfbench.scoring_run.load_scorer", FakeScorer)
+    monkeypatch.setattr("dfbench.scoring.run.load_prompt", FakePrompt)
+    monkeypatch.setattr("dfbench.scoring.run.load_scorer", FakeScorer)
     return fake

@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from dfbench.annotations import Sample
-from dfbench.detectors import read_detector
-from dfbench.engine import Preparation
-from dfbench.models import load_prompt, load_scorer
+from dfbench.data.annotations import Sample
 from dfbench.models.base import Scorer
-from dfbench.models.fp8 import FIRST_CAPABILITY, row_scale, swiglu
-from dfbench.models.packed import Segments, attend, rotate
-from dfbench.models.windows import attend_windows
-from dfbench.planning import make_plan, measure_costs
+from dfbench.models.packed.fp8 import FIRST_CAPABILITY, row_scale, swiglu
+from dfbench.models.packed.packing import Segments, attend, rotate
+from dfbench.models.packed.windows import attend_windows
+from dfbench.models.registry import load_prompt, load_scorer
+from dfbench.paths import REPOSITORY
+from dfbench.predictions.reader import read_detector
+from dfbench.scoring.batching import make_plan, measure_sizes
+from dfbench.scoring.engine import Preparation
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
 AGENTS = ("qwen2.5", "internvl2.5", "internvl3")
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,8 @@ def score(photo_set):
     """A function: (scorer, samples, batch size) -> float32 logits (images, 2), batches filled up to one shape."""
 
     def run(scorer: Scorer, samples: list[Sample], batch_size: int, fixed: bool = True) -> np.ndarray:
-        costs = measure_costs(samples, photo_set.root, scorer.prompt)
-        plan = make_plan(samples, costs, token_budget=10**6, batch_size=batch_size)
+        sizes = measure_sizes(samples, photo_set.root, scorer.prompt)
+        plan = make_plan(samples, sizes, token_budget=10**6, batch_size=batch_size)
         prepared = Preparation(plan.batches, photo_set.root, scorer.prompt, shape=plan.shape if fixed else None)
         parts = []
         for index in range(len(prepared)):
@@ -72,7 +73,7 @@ def test_float32_on_the_gpu_equals_the_cpu(checkpoint, score, photo_set, compile
     scorer = load_scorer(compiled.prompt, device="cpu", dtype="float32")
     prepared = Preparation(
         make_plan(
-            samples, measure_costs(samples, photo_set.root, scorer.prompt), token_budget=10**6, batch_size=5
+            samples, measure_sizes(samples, photo_set.root, scorer.prompt), token_budget=10**6, batch_size=5
         ).batches,
         photo_set.root,
         scorer.prompt,
@@ -91,8 +92,8 @@ def test_neighbours_and_places_change_no_bit(compiled, score, photo_set):
 
 def test_a_pass_never_waits_for_the_gpu(compiled, photo_set):
     """So that the next batch's work is there before this one's is done."""
-    costs = measure_costs(photo_set.samples, photo_set.root, compiled.prompt)
-    plan = make_plan(photo_set.samples, costs, token_budget=10**6, batch_size=None)
+    sizes = measure_sizes(photo_set.samples, photo_set.root, compiled.prompt)
+    plan = make_plan(photo_set.samples, sizes, token_budget=10**6, batch_size=None)
     (pack,) = Preparation(plan.batches, photo_set.root, compiled.prompt, shape=plan.shape)[0].packs
     batch = {name: value.to("cuda") for name, value in pack.inputs.items()}
     expected = compiled.logits(batch)
@@ -135,7 +136,7 @@ def test_a_single_query_is_answered_alike_every_time(prompts):
 def test_the_window_kernel_equals_rotation_and_attention(head_dim):
     torch.manual_seed(0)
     lengths = [64, 16, 4, 1, 64]
-    segments = Segments.of(lengths, size=7, longest=64).to("cuda")
+    segments = Segments.of(lengths, size=7, max_seqlen=64).to("cuda")
     tokens = sum(lengths)
     qkv = torch.randn(tokens + 5, 3, 4, head_dim, device="cuda")
     angles = torch.randn(tokens + 5, head_dim // 2, device="cuda").repeat(1, 2)

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dfbench.data.sources import DEMO, Source
 from dfbench.demo.images import JPEG_QUALITIES, make_images
-from dfbench.files import write_bytes
-from dfbench.sources import DEMO, Source
+from dfbench.io import write_bytes
 
 QUESTION = "Is this a real image or a generated image? A: 'real' or B: 'generated'. Just answer with A or B."
 

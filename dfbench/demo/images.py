@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
+from dfbench.data.sources import DEMO, FAKE, REAL
+from dfbench.demo.generators import StandIns, reproducible
 from dfbench.demo.photos import Regions, load_regions
-from dfbench.demo.standins import StandIns, reproducible
-from dfbench.sources import DEMO, FAKE, REAL
 
 NUM_IMAGES = {"train": {REAL: 144, FAKE: 180}, "test": {REAL: 40, FAKE: 50}}
 """Images of each source, by split and label: five real and four fake sources give 720 + 720 and 200 + 200 images.

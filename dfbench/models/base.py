@@ -22,13 +22,20 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from dfbench.data.images import ImageError
 from dfbench.errors import InputError, shorten
-from dfbench.files import read_json_object
-from dfbench.images import ImageError
-from dfbench.models.fp8 import quantize
-from dfbench.models.fused import fuse_decoder_layer, fuse_vision_block
-from dfbench.models.packed import PackShape, Prefix, decode_last, decode_prefix, decoder_layer, two_letter_logits
-from dfbench.weights import read_adapter_config
+from dfbench.io import read_json_object
+from dfbench.models.checkpoints import read_adapter_config
+from dfbench.models.packed.fp8 import quantize
+from dfbench.models.packed.layers import fuse_decoder_layer, fuse_vision_block
+from dfbench.models.packed.packing import (
+    PackShape,
+    Prefix,
+    decode_last,
+    decode_prefix,
+    decoder_layer,
+    two_letter_logits,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +43,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 @dataclass
-class Prepared:
+class ModelInputs:
     """One image's prompt, ready to be packed: token ids int64 (L,) and pixels uint8, in the family's own layout.
 
     grid: patches of the image, (rows, columns), where the family needs them.
@@ -47,7 +54,7 @@ class Prepared:
     grid: tuple[int, int] = (0, 0)
 
 
-class Cost(NamedTuple):
+class SequenceSize(NamedTuple):
     """What one prompt takes of a batch: tokens (shared prefix left out), tiles or patches, attention windows."""
 
     tokens: int
@@ -60,15 +67,15 @@ class Prompt(ABC):
     alike.
 
     family: the config's `model_type`.
-    letters: token ids of A and B as they follow the prompt.
+    answer_tokens: token ids of A and B as they follow the prompt.
     prefix: token ids that every prompt of the run begins with (see `share_prefix`).
-    depends_on_size: whether `cost` depends on the image at all.
+    depends_on_size: whether `sequence_size` depends on the image at all.
     """
 
     family: str
     checkpoint: Path
     image_token_id: int
-    letters: tuple[int, int]
+    answer_tokens: tuple[int, int]
     prefix: list[int]
     depends_on_size: bool
 
@@ -81,19 +88,19 @@ class Prompt(ABC):
         """Token ids of a whole prompt's text."""
 
     @abstractmethod
-    def prepare(self, question: str, rgb: Image.Image) -> Prepared:
+    def prepare(self, question: str, rgb: Image.Image) -> ModelInputs:
         """The prompt of one RGB image up to where the answer begins. Raises ImageError for impossible proportions."""
 
     @abstractmethod
     def pixel_values(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
-        """Prepared pixels (uint8) as the normalised values that the model takes, on the same device."""
+        """ModelInputs pixels (uint8) as the normalised values that the model takes, on the same device."""
 
     @abstractmethod
-    def cost(self, question: str, width: int, height: int) -> Cost:
+    def sequence_size(self, question: str, width: int, height: int) -> SequenceSize:
         """What `prepare` would give for an image of this size, without the image."""
 
     @abstractmethod
-    def collate(self, prepared: list[Prepared], shape: PackShape | None = None) -> dict[str, Any]:
+    def collate(self, prepared: list[ModelInputs], shape: PackShape | None = None) -> dict[str, Any]:
         """Pack prompts into one batch on the CPU, filled up to `shape`; each value has `.to` and `.pin_memory`."""
 
     @abstractmethod
@@ -106,9 +113,9 @@ class Prompt(ABC):
         prompts = [self.encode(self.text(opening + "<image>?", 1)) for opening in openings]
         self.prefix = os.path.commonprefix([ids[: ids.index(self.image_token_id)] for ids in prompts])
 
-    def cost_of(self, prepared: Prepared) -> Cost:
+    def size_of_inputs(self, prepared: ModelInputs) -> SequenceSize:
         """The cost of a prepared prompt; its windows are not counted."""
-        return Cost(len(prepared.input_ids) - len(self.prefix), len(prepared.pixels))
+        return SequenceSize(len(prepared.input_ids) - len(self.prefix), len(prepared.pixels))
 
     def check_image_tokens(self, ids: Sequence[int], num_tokens: int) -> None:
         """Raise ImageError where a question holds image tokens of its own: no pixels would belong to them."""
@@ -116,14 +123,14 @@ class Prompt(ABC):
         if found != num_tokens:
             raise ImageError(f"its question holds {found - num_tokens} image tokens of its own")
 
-    def own_ids(self, prepared: Prepared) -> Tensor:
+    def own_ids(self, prepared: ModelInputs) -> Tensor:
         """A prompt's token ids after the shared prefix."""
         length = len(self.prefix)
         assert prepared.input_ids[:length].tolist() == self.prefix, "share_prefix has not seen this question"
         return prepared.input_ids[length:]
 
 
-def look_up(table: Tensor, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+def normalize_pixels(table: Tensor, pixels: Tensor, dtype: torch.dtype) -> Tensor:
     """Normalise by a table, float32 (3, 256): pixels uint8 (n, 3, rows, columns) -> values of the same shape.
 
     A table gives the processor's own float32 values whatever computes it, and is rounded to `dtype` once.
@@ -149,7 +156,7 @@ class Scorer(ABC):
         self._run_layer = self.compile(decoder_layer, compiled)
 
     def quantize(self) -> None:
-        """Go over to 8-bit products (`dfbench.models.fp8`) in the language model and the vision MLPs, in place."""
+        """Use 8-bit products (`dfbench.models.packed.fp8`) in the language model and the vision MLPs, in place."""
         quantize(self.language.layers)
         quantize(block.mlp for block in self.vision_blocks)
         self.__dict__.pop("prefix", None)
@@ -193,7 +200,7 @@ class Scorer(ABC):
         hidden[slots] = features[: len(slots)].to(hidden.dtype)
         cos, sin = self.rotation(hidden, batch["positions"])
         last = decode_last(self.language.layers, hidden, cos, sin, batch["layout"], self.prefix, self._run_layer)
-        return two_letter_logits(self.model.lm_head, self.language.norm(last), self.prompt.letters)[
+        return two_letter_logits(self.model.lm_head, self.language.norm(last), self.prompt.answer_tokens)[
             : len(batch["count"])
         ]
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, InternVLConfig, InternVLForConditionalGeneration
 
 from dfbench.errors import InputError
-from dfbench.letters import letter_ids
-from dfbench.models.base import Cost, Prepared, Prompt, Scorer, look_up
-from dfbench.models.fused import project_qkv
-from dfbench.models.packed import Layout, PackShape, fill_up
+from dfbench.models.base import ModelInputs, Prompt, Scorer, SequenceSize, normalize_pixels
+from dfbench.models.packed.layers import project_qkv
+from dfbench.models.packed.packing import Layout, PackShape, pad
+from dfbench.predictions.probabilities import answer_token_ids
 
 SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 """System text of upstream's conversation template `internlm2-chat`; part of what the models were trained on."""
@@ -61,7 +61,7 @@ class InternVLPrompt(Prompt):
         if protocol == "native":
             self.max_tiles = AutoImageProcessor.from_pretrained(checkpoint, backend="pil").max_patches
         text = self.text("<image>\n?", 1)
-        self.letters = letter_ids(self.encode, text, checkpoint)
+        self.answer_tokens = answer_token_ids(self.encode, text, checkpoint)
         self.share_prefix(["<image>"])
         self.depends_on_size = protocol == "native"
 
@@ -110,24 +110,24 @@ class InternVLPrompt(Prompt):
         thumbnail = np.asarray(rgb.resize((tile, tile), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
         return np.concatenate([tiles, thumbnail[None]])
 
-    def prepare(self, question: str, rgb: Image.Image) -> Prepared:
+    def prepare(self, question: str, rgb: Image.Image) -> ModelInputs:
         tiles = self.tiles(rgb)
         ids = self.input_ids(question, len(tiles))
         self.check_image_tokens(ids, len(tiles) * self.shape.tokens_per_tile)
-        return Prepared(torch.tensor(ids), torch.from_numpy(tiles))
+        return ModelInputs(torch.tensor(ids), torch.from_numpy(tiles))
 
     def pixel_values(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
         """Tiles uint8 (T, 3, tile, tile) -> normalised values of the same shape."""
-        return look_up(pixel_table(), pixels, dtype)
+        return normalize_pixels(pixel_table(), pixels, dtype)
 
-    def cost(self, question: str, width: int, height: int) -> Cost:
+    def sequence_size(self, question: str, width: int, height: int) -> SequenceSize:
         if self.protocol == "upstream":
             width = height = round(self.shape.tile * IMAGE_SIDE_IN_TILES)
         columns, rows = closest_grid(width, height, self.max_tiles, self.shape.tile)
         num_tiles = columns * rows + (columns * rows > 1)
-        return Cost(len(self.input_ids(question, num_tiles)) - len(self.prefix), num_tiles)
+        return SequenceSize(len(self.input_ids(question, num_tiles)) - len(self.prefix), num_tiles)
 
-    def collate(self, prepared: list[Prepared], shape: PackShape | None = None) -> dict[str, Any]:
+    def collate(self, prepared: list[ModelInputs], shape: PackShape | None = None) -> dict[str, Any]:
         """Pack prompts: input_ids and positions int64 (N,), image_slots int64 (image tokens,), pixels uint8
         (T, 3, tile, tile), layout, and count (B,).
         """
@@ -137,11 +137,11 @@ class InternVLPrompt(Prompt):
         input_ids = torch.cat(own)
         start = len(self.prefix)
         return {
-            "input_ids": fill_up(input_ids, tokens),
-            "positions": fill_up(torch.cat([torch.arange(start, start + len(ids)) for ids in own]), tokens),
+            "input_ids": pad(input_ids, tokens),
+            "positions": pad(torch.cat([torch.arange(start, start + len(ids)) for ids in own]), tokens),
             "layout": Layout.of(lengths, start, shape),
             "image_slots": (input_ids == self.image_token_id).nonzero().flatten(),
-            "pixels": fill_up(torch.cat([item.pixels for item in prepared]), tiles),
+            "pixels": pad(torch.cat([item.pixels for item in prepared]), tiles),
             "count": lengths,
         }
 

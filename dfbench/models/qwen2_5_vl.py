@@ -18,12 +18,12 @@ from torch import Tensor
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from dfbench.images import ImageError
-from dfbench.letters import letter_ids
-from dfbench.models import windows
-from dfbench.models.base import Cost, Prepared, Prompt, Scorer, look_up
-from dfbench.models.fused import gated
-from dfbench.models.packed import Layout, PackShape, Segments, attend, fill_up, rotate
+from dfbench.data.images import ImageError
+from dfbench.models.base import ModelInputs, Prompt, Scorer, SequenceSize, normalize_pixels
+from dfbench.models.packed import windows
+from dfbench.models.packed.layers import gated
+from dfbench.models.packed.packing import Layout, PackShape, Segments, attend, pad, rotate
+from dfbench.predictions.probabilities import answer_token_ids
 
 SYSTEM = "You are a helpful assistant."
 
@@ -46,7 +46,7 @@ class QwenPrompt(Prompt):
         self.table = _normalisation_table(image_processor)
         text = self.text("<image>?", 1)
         self.image_token_id = self.config.image_token_id
-        self.letters = letter_ids(self.encode, text, checkpoint)
+        self.answer_tokens = answer_token_ids(self.encode, text, checkpoint)
         self.share_prefix(["<image>"])
         self.depends_on_size = True
 
@@ -82,27 +82,27 @@ class QwenPrompt(Prompt):
             raise ImageError(f"{width}x{height} pixels: {error}") from None
         return width, height
 
-    def prepare(self, question: str, rgb: Image.Image) -> Prepared:
+    def prepare(self, question: str, rgb: Image.Image) -> ModelInputs:
         width, height = self.size(*rgb.size)
         pixels = np.asarray(rgb.resize((width, height)))
         rows, columns = height // self.patch, width // self.patch
         num_tokens = rows * columns // self.merge**2
         ids = self.input_ids(question, num_tokens)
         self.check_image_tokens(ids, num_tokens)
-        return Prepared(torch.tensor(ids), torch.from_numpy(self._patches(pixels)), (rows, columns))
+        return ModelInputs(torch.tensor(ids), torch.from_numpy(self._patches(pixels)), (rows, columns))
 
     def pixel_values(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
         """Patches uint8 (P, 3, patch, patch) -> normalised (P, 3 * frames * patch * patch), the same in each frame."""
-        values = look_up(self.table, pixels, dtype)
+        values = normalize_pixels(self.table, pixels, dtype)
         frames = self.config.vision_config.temporal_patch_size
         return values[:, :, None].expand(-1, -1, frames, -1, -1).flatten(1)
 
-    def cost(self, question: str, width: int, height: int) -> Cost:
+    def sequence_size(self, question: str, width: int, height: int) -> SequenceSize:
         width, height = self.size(width, height)
         patches = width * height // self.patch**2
         tokens = len(self.input_ids(question, patches // self.merge**2)) - len(self.prefix)
         window = self.config.vision_config.window_size
-        return Cost(tokens, patches, -(-width // window) * -(-height // window))
+        return SequenceSize(tokens, patches, -(-width // window) * -(-height // window))
 
     def _patches(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (height, width, 3) -> uint8 (patches, 3, patch, patch), merge blocks of 2x2 patches together."""
@@ -111,7 +111,7 @@ class QwenPrompt(Prompt):
         blocks = pixels.reshape(pixels.shape[0] // block, merge, patch, pixels.shape[1] // block, merge, patch, 3)
         return blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, patch, patch)
 
-    def collate(self, prepared: list[Prepared], shape: PackShape | None = None) -> dict[str, Any]:
+    def collate(self, prepared: list[ModelInputs], shape: PackShape | None = None) -> dict[str, Any]:
         """Pack prompts and patches.
 
         input_ids int64 (N,), positions int64 (3, N), image_slots int64 (image tokens,), pixels uint8 (P, 3, patch,
@@ -123,7 +123,7 @@ class QwenPrompt(Prompt):
         input_ids = torch.cat(own)
         vision = self.config.vision_config
         grids = torch.tensor([[1, *item.grid] for item in prepared])
-        order, bounds = get_vision_window_index(grids, self.merge, vision.window_size, self.patch)
+        order, cu_seqlens = get_vision_window_index(grids, self.merge, vision.window_size, self.patch)
         tokens, patches = (shape.tokens, shape.vision) if shape else (None, None)
         order = torch.cat([order, torch.arange(len(order), patches // self.merge**2)]) if shape else order
         image_patches = grids.prod(dim=1)
@@ -131,14 +131,14 @@ class QwenPrompt(Prompt):
         if shape and shape.uniform:
             image_patches, size = torch.full((shape.prompts,), shape.largest), None  # filled up with whole images
         return {
-            "input_ids": fill_up(input_ids, tokens),
-            "positions": fill_up(torch.cat([self._positions(item) for item in prepared], dim=1), tokens, dim=1),
+            "input_ids": pad(input_ids, tokens),
+            "positions": pad(torch.cat([self._positions(item) for item in prepared], dim=1), tokens, dim=1),
             "layout": Layout.of(lengths, len(self.prefix), shape),
             "image_slots": (input_ids == self.image_token_id).nonzero().flatten(),
-            "pixels": fill_up(torch.cat([item.pixels for item in prepared]), patches),
-            "patch_positions": fill_up(get_vision_position_ids(grids, self.merge), patches),
-            "images": Segments.of(image_patches, size=size, longest=shape and shape.largest),
-            "windows": Segments.of(bounds.diff(), size=shape and shape.windows, longest=self._window_patches),
+            "pixels": pad(torch.cat([item.pixels for item in prepared]), patches),
+            "patch_positions": pad(get_vision_position_ids(grids, self.merge), patches),
+            "images": Segments.of(image_patches, size=size, max_seqlen=shape and shape.largest),
+            "windows": Segments.of(cu_seqlens.diff(), size=shape and shape.windows, max_seqlen=self._window_patches),
             "window_order": order,
             "count": lengths,
         }
@@ -147,7 +147,7 @@ class QwenPrompt(Prompt):
     def _window_patches(self) -> int:
         return (self.config.vision_config.window_size // self.patch) ** 2
 
-    def _positions(self, item: Prepared) -> Tensor:
+    def _positions(self, item: ModelInputs) -> Tensor:
         """Temporal, height and width positions of one prompt after the shared prefix, int64 (3, L): text counts on from
         the image's larger side.
         """

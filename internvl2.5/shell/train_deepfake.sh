@@ -12,11 +12,11 @@ here=$(dirname "$0")/..
 # The README of the paper code downloads the weights to internvl25/, without the dot.
 [ -n "${MODEL:-}" ] || [ ! -d "$here/../internvl25/OpenGVLab/InternVL2_5-8B" ] || MODEL=$here/../internvl25/OpenGVLab/InternVL2_5-8B
 
-exec "${PYTHON:-python}" -m dfbench.train sft \
+exec "${PYTHON:-python}" -m dfbench.training.train sft \
     --model "${MODEL:-$here/OpenGVLab/InternVL2_5-8B}" \
     --model_type internvl \
     --template dfbench_internvl \
-    --external_plugins "$here/../dfbench/swift_plugin.py" \
+    --external_plugins "$here/../dfbench/training/swift_plugin.py" \
     --check_model false \
     --train_annotations "${TRAIN:-$here/data/deepfake.json}" \
     ${VAL:+--val_annotations "$VAL"} \

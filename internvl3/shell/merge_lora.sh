@@ -4,7 +4,7 @@
 set -eu
 here=$(dirname "$0")/..
 
-exec "${PYTHON:-python}" -m dfbench.train export \
+exec "${PYTHON:-python}" -m dfbench.training.train export \
     --trained "${OUTPUT_DIR:-$here/output_ckpt}" \
     ${ADAPTERS:+--adapters "$ADAPTERS"} \
     ${MERGED:+--output_dir "$MERGED"} \

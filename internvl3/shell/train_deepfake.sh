@@ -10,11 +10,11 @@ set -eu
 here=$(dirname "$0")/..
 [ -n "${VAL:-}" ] || [ ! -f "$here/data/img_val.jsonl" ] || VAL=$here/data/img_val.jsonl
 
-exec "${PYTHON:-python}" -m dfbench.train sft \
+exec "${PYTHON:-python}" -m dfbench.training.train sft \
     --model "${MODEL:-$here/OpenGVLab/InternVL3-9B}" \
     --model_type internvl \
     --template dfbench_internvl \
-    --external_plugins "$here/../dfbench/swift_plugin.py" \
+    --external_plugins "$here/../dfbench/training/swift_plugin.py" \
     --check_model false \
     --train_annotations "${TRAIN:-$here/data/deepfake.json}" \
     ${VAL:+--val_annotations "$VAL"} \

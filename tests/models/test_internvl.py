@@ -19,11 +19,11 @@ from transformers import (
     InternVLProcessor,
 )
 
+from dfbench.data.images import load_image
 from dfbench.errors import InputError
-from dfbench.images import load_image
-from dfbench.models import load_prompt, load_scorer
 from dfbench.models.base import load_model
 from dfbench.models.internvl import InternVLPrompt, InternVLScorer, closest_grid
+from dfbench.models.registry import load_prompt, load_scorer
 
 # numpy's remark about tensors inside transformers' image processor.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__")
@@ -252,7 +252,7 @@ def test_upstream_logits_equal_the_plain_forward(checkpoint, prompt, photo_set, 
         rgb = load_image(photo_set.path(sample)).rgb
         prepared.append(prompt.prepare(sample.question, rgb))
         tiles = torch.stack([NORMALISE(tile) for tile in upstream_tiles(rgb, TILE)])
-        expected.append(plain_logits(plain, prepared[-1].input_ids, tiles, prompt.letters))
+        expected.append(plain_logits(plain, prepared[-1].input_ids, tiles, prompt.answer_tokens))
     assert torch.stack(expected).std(dim=0).min() > 1e-3, "all images score alike: nothing would be seen"
     found = InternVLScorer(ours, prompt).logits(prompt.collate(prepared))
     torch.testing.assert_close(found, torch.stack(expected).float(), rtol=1e-5, atol=tolerance)
@@ -268,7 +268,7 @@ def test_native_logits_equal_the_plain_forward(checkpoint, native, processor, ph
         inputs = native_inputs(processor, sample.question.replace("<image>", "").strip(), rgb)
         prepared.append(native.prepare(sample.question, rgb))
         tiles = native.pixel_values(prepared[-1].pixels, torch.float32)  # see test_native_protocol_equals_the_processor
-        expected.append(plain_logits(plain, inputs["input_ids"][0], tiles, native.letters))
+        expected.append(plain_logits(plain, inputs["input_ids"][0], tiles, native.answer_tokens))
         counts.add(len(tiles))
     assert counts >= {1, 5, 7}
     found = InternVLScorer(ours, native).logits(native.collate(prepared))

@@ -8,10 +8,10 @@ from qwen_vl_utils import fetch_image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from dfbench.images import ImageError, load_image
-from dfbench.models import load_prompt, load_scorer
+from dfbench.data.images import ImageError, load_image
 from dfbench.models.base import load_model
 from dfbench.models.qwen2_5_vl import MAX_PIXELS, MIN_PIXELS, QwenPrompt, QwenScorer
+from dfbench.models.registry import load_prompt, load_scorer
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 SIZES = [(28, 28), (120, 90), (256, 64), (40, 160), (333, 471), (57, 33), (9, 9)]
@@ -174,6 +174,6 @@ def test_windowed_attention_equals_the_plain_tower(checkpoints, tmp_path, draw):
     rgbs = [draw(seed=seed, width=w, height=h) for seed, (w, h) in enumerate([(300, 200), (120, 420), (56, 56)])]
     with torch.inference_mode():
         outputs = [plain(**process(processor, "<image>Real?", rgb)).logits[0, -1] for rgb in rgbs]
-    expected = torch.stack(outputs)[:, list(scorer.prompt.letters)]
+    expected = torch.stack(outputs)[:, list(scorer.prompt.answer_tokens)]
     ours = scorer.logits(scorer.prompt.collate([scorer.prompt.prepare("Real?", rgb) for rgb in rgbs]))
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=2e-5)

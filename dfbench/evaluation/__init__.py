@@ -1,0 +1,1 @@
+"""From per-image CSVs to numbers: metrics, intervals, comparisons, the shortcut audit, tables."""

@@ -1,0 +1,229 @@
+"""The paper's feature figure, one small-multiples figure for each feature, and their captions and table.
+
+Follows the feature figure of the paper (arXiv:2506.03007): densities of min-max-normalised features in four panels,
+real images without and with distortions, AI-edited and AI-generated ones.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from dfbench.data.sources import Category
+from dfbench.evaluation.tables import STAND_IN_MARK, STAND_IN_NOTE
+from dfbench.features.compute import FEATURES
+from dfbench.features.figures import (
+    COLUMN_WIDTH,
+    LINES,
+    NAMES,
+    NARROWEST,
+    PANELS,
+    STYLE,
+    UNITS,
+    FeatureFigure,
+    density,
+    laid_out,
+)
+from dfbench.features.statistics import SourceFeatures, feature_table, read_features
+from dfbench.io import write_text
+from dfbench.table import Table, shortened, write_table
+
+NORMALISATIONS = ("common", "panel")
+
+_POINTS = 128
+_ROW_HEIGHT = 0.85
+
+
+@dataclass(frozen=True)
+class FeatureReport:
+    """All figures, the paper's first, and the table of medians and distances."""
+
+    figures: Sequence[FeatureFigure]
+    table: Table
+
+
+def build_feature_report(features_dir: Path, *, normalise: str = "common") -> FeatureReport:
+    """Draw and tabulate what `feature_distribution.py` wrote to `features_dir`.
+
+    normalise: "common", one minimum and maximum a feature for all panels, or "panel", one for each panel. Raises
+    InputError as `feature_table.read_features` does.
+    """
+    sources = read_features(features_dir)
+    with matplotlib.rc_context(STYLE):
+        figures = [draw_panels(sources, normalise), *(draw_sources(sources, feature) for feature in FEATURES)]
+    return FeatureReport(figures, feature_table(sources))
+
+
+# ------------------------------------------------------------------------------------------------- the paper's figure
+
+
+def draw_panels(sources: Sequence[SourceFeatures], normalise: str) -> FeatureFigure:
+    """Densities of all features, min-max-normalised, in one panel for each kind of source."""
+    kinds = [kind for kind in PANELS if kind or any(source.category is None for source in sources)]
+    values = {kind: _pooled(source for source in sources if source.category == kind) for kind in kinds}
+    everything = _pooled(sources)
+    rows = (len(kinds) + 1) // 2
+    figure = Figure(figsize=(COLUMN_WIDTH, 0.55 + 1.28 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2, sharex=True, sharey=True).ravel()
+    for letter, kind, panel in zip("abcde", kinds, axes, strict=False):
+        _draw_panel(panel, values[kind], everything if normalise == "common" else values[kind])
+        panel.set_title(f"({letter}) {PANELS[kind][0]}", loc="left")
+    for unused in axes[len(kinds) :]:
+        unused.remove()
+    for panel in axes[len(kinds) - 2 : len(kinds)]:
+        panel.tick_params(labelbottom=True)
+    axes[0].set(xlim=(0, 1), ylim=(0, _top(axes)), xticks=(0, 0.5, 1), xticklabels=("0", "0.5", "1"))
+    for panel in axes[: len(kinds) : 2]:
+        panel.set_ylabel("Density")
+    scope = "range of all images" if normalise == "common" else "range of the panel"
+    figure.supxlabel(f"Feature, min-max-normalised over the {scope}", fontsize=7)
+    handles = [Line2D([], [], color=LINES[f][0], linestyle=LINES[f][1], label=NAMES[f]) for f in FEATURES]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, handlelength=2, columnspacing=1)
+    caption = _panels_caption(sources, kinds, everything, normalise)
+    return FeatureFigure("feature_distribution", "Feature distributions by kind of image", caption, laid_out(figure))
+
+
+def _pooled(sources: Iterable[SourceFeatures]) -> pd.DataFrame:
+    frames = [source.values for source in sources]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=FEATURES, dtype=np.float64)
+
+
+def _draw_panel(panel: Axes, values: pd.DataFrame, limits: pd.DataFrame) -> None:
+    """One panel: each feature of `values`, normalised by its smallest and largest value in `limits`."""
+    grid = np.linspace(0, 1, 2 * _POINTS)
+    for feature, beside in zip(FEATURES, np.linspace(0.4, 0.6, len(FEATURES)), strict=True):
+        sample = values[feature].dropna().to_numpy()
+        if len(sample) == 0:
+            continue
+        colour, dashes = LINES[feature]
+        low, high = limits[feature].min(), limits[feature].max()
+        scaled = (sample - low) / (high - low) if high > low else np.full(len(sample), beside)
+        curve = density(scaled, grid)
+        if curve is None:
+            panel.axvline(np.median(scaled), color=colour, linestyle=dashes, linewidth=1.2, clip_on=False, gid="line")
+        else:
+            panel.plot(grid, curve, color=colour, linestyle=dashes, linewidth=1.2)
+    if values.empty:
+        panel.text(0.5, 0.5, "no images", transform=panel.transAxes, ha="center", va="center", color="0.4")
+
+
+def _top(axes: Iterable[Axes]) -> float:
+    """A common height: that of the highest curve."""
+    peaks = [line.get_ydata().max() for panel in axes for line in panel.lines if line.get_gid() is None]
+    return 1.05 * max(peaks, default=1.0)
+
+
+def _panels_caption(
+    sources: Sequence[SourceFeatures], kinds: Sequence[Category | None], everything: pd.DataFrame, normalise: str
+) -> str:
+    panels = []
+    for letter, kind in zip("abcde", kinds, strict=False):
+        members = [source for source in sources if source.category == kind]
+        count = sum(len(source.values) for source in members)
+        names = ", ".join(shortened(source.name, 40) for source in members) or "none measured"
+        panels.append(f"({letter}) {PANELS[kind][0]}: {count:,} image{'s' * (count != 1)} ({names})")
+    if normalise == "common":
+        measured = [feature for feature in FEATURES if everything[feature].notna().any()]
+        ranges = (f"{NAMES[f]} {everything[f].min():.4g} to {everything[f].max():.4g}" for f in measured)
+        scope = f"over the images of all panels together ({'; '.join(ranges)}), so that panels can be compared"
+    else:
+        scope = "over the images of each panel by itself, so that positions cannot be compared between panels"
+    return (
+        f"Distributions of five image features. {'; '.join(panels)}. Each feature is min-max-normalised {scope}; each"
+        " image of a panel counts the same. Gaussian kernel densities with Scott's bandwidth, n^(-1/5) standard"
+        " deviations of the n normalised values; a vertical line is a feature with a single value, or the median of"
+        f" values with a standard deviation below {NARROWEST}; it is near the middle where there is no range to"
+        " normalise by." + _stand_ins(sources)
+    )
+
+
+def _stand_ins(sources: Sequence[SourceFeatures], mark: str = "") -> str:
+    names = ", ".join(source.name + mark for source in sources if source.stand_in)
+    return f" {names}: {STAND_IN_NOTE}." if names else ""
+
+
+# ------------------------------------------------------------------------------------------------- small multiples
+
+
+def draw_sources(sources: Sequence[SourceFeatures], feature: str) -> FeatureFigure:
+    """Density of one feature in each source, one below the other, over that of all real images."""
+    figure = Figure(figsize=(COLUMN_WIDTH, 0.8 + 0.25 * len(sources)), layout="constrained")
+    axes = figure.subplots()
+    real = _pooled(source for source in sources if source.is_real)[feature].dropna().to_numpy()
+    limits = _limits([source.values[feature].dropna().to_numpy() for source in sources])
+    grid = np.linspace(*limits, _POINTS)
+    background = density(real, grid)
+    names = [shortened(source.name, 20) + STAND_IN_MARK * source.stand_in for source in sources]
+    for row, source in enumerate(reversed(sources)):
+        if background is not None:
+            axes.fill_between(grid, row, row + _ROW_HEIGHT * background / background.max(), color="0.87", linewidth=0)
+        _draw_row(axes, row, PANELS[source.category][1], source.values[feature].dropna().to_numpy(), grid)
+    axes.set(xlim=limits, ylim=(-0.15, len(sources)), xlabel=f"{NAMES[feature]} ({UNITS[feature]})")
+    axes.hlines(range(len(sources)), *limits, color="0.6", linewidth=0.5)
+    axes.set_yticks(_ROW_HEIGHT / 4 + np.arange(len(sources)), names[::-1], parse_math=False)
+    axes.tick_params(axis="y", length=0, pad=2)
+    axes.spines["left"].set_visible(False)
+    shown = [kind for kind in PANELS if any(source.category == kind for source in sources)]
+    handles = [Line2D([], [], color=PANELS[kind][1], linewidth=3, label=PANELS[kind][0]) for kind in shown]
+    handles += [Line2D([], [], color="0.87", linewidth=3, label="All real images")] * (background is not None)
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, handlelength=1)
+    title = f"{NAMES[feature]} by source"
+    return FeatureFigure(f"feature_{feature}", title, _sources_caption(sources, feature, limits), laid_out(figure))
+
+
+def _limits(samples: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Where a feature is drawn: but for one image in a thousand at each end, every source's median, with a margin."""
+    medians = [np.median(sample) for sample in samples if len(sample)]
+    if not medians:
+        return 0.0, 1.0
+    low, high = np.quantile(np.concatenate(samples), (0.001, 0.999))
+    low, high = min(low, *medians), max(high, *medians)
+    margin = 0.03 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _draw_row(axes: Axes, row: int, colour: str, values: np.ndarray, grid: np.ndarray) -> None:
+    """One source: its density from y = row upwards, its median, and the number of images at the right."""
+    beside = {"transform": axes.get_yaxis_transform(), "va": "center", "color": "0.35", "fontsize": 6}
+    axes.text(1.01, row + _ROW_HEIGHT / 4, f"{len(values):,}", **beside)
+    if len(values) == 0:
+        return
+    median, curve = np.median(values), density(values, grid)
+    if curve is None:
+        axes.vlines(median, row, row + _ROW_HEIGHT, color=colour, linewidth=1.2)
+        return
+    curve = row + _ROW_HEIGHT * curve / curve.max()
+    axes.fill_between(grid, row, curve, color=colour, alpha=0.35, linewidth=0)
+    axes.plot(grid, curve, color=colour, linewidth=0.9)
+    axes.vlines(median, row, np.interp(median, grid, curve), color=colour, linewidth=0.9)
+
+
+def _sources_caption(sources: Sequence[SourceFeatures], feature: str, limits: tuple[float, float]) -> str:
+    return (
+        f"{NAMES[feature]} ({UNITS[feature]}) of the images of each source, their number on the right. Gaussian kernel"
+        " densities with Scott's bandwidth, n^(-1/5) standard deviations, each drawn to the same height, with a line at"
+        " the median; a line alone is a source with a single value, or with a standard deviation below"
+        f" {NARROWEST:.0%} of the width. Gray, in every row: the images of all real sources"
+        f" together. Drawn from {limits[0]:.4g} to {limits[1]:.4g}, which leaves out at most one image in a thousand at"
+        f" each end.{_stand_ins(sources, STAND_IN_MARK)}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def write_feature_report(report: FeatureReport, output_dir: Path) -> list[Path]:
+    """Write the figures in all FORMATS, `feature_captions.md`, and `feature_table.csv`, `.md` and `.tex`; the paths."""
+    figures = [path for figure in report.figures for path in figure.save(output_dir)]
+    captions = "\n\n".join(f"**{figure.name}.** {figure.caption}" for figure in report.figures)
+    return [
+        *figures,
+        write_text(output_dir / "feature_captions.md", captions + "\n"),
+        *write_table(report.table, output_dir),
+    ]

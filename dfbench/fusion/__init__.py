@@ -1,0 +1,1 @@
+"""Several agents' per-image CSVs into one decision: MoA-DF and its kin."""

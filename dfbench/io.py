@@ -1,0 +1,97 @@
+"""Small files as a whole: put in place at once, so that a reader never sees half of one; CSV rows and JSON objects."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dfbench.errors import InputError, shorten
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path`; what is written there takes the place of `path` at the end.
+
+    A block that fails leaves what was there before, and nothing beside it. An OSError has a file's name (see `naming`).
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with naming(path):
+        try:
+            yield temporary
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say which file it was: a full disk shows in a write, whose error names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file, put in place at once. Returns its path."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a UTF-8 file, put in place at once. Returns its path."""
+    return write_bytes(path, text.encode())
+
+
+def write_csv(path: Path, frame: "pd.DataFrame") -> Path:
+    """Write a table without its index, put in place at once. Returns its path.
+
+    Float32 columns come out as the shortest decimals that read back the same, NaN as an empty cell.
+    """
+    with atomic_write(path) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n")
+    return path
+
+
+def csv_text(rows: Iterable[Sequence[str]]) -> str:
+    """Rows as the lines of a CSV, each with its line break."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def csv_cells(line: str) -> list[str]:
+    """The cells of one line of a CSV, without its line break; none of a line that is no row."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:  # a stray carriage return, for one
+        return []
+
+
+def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Write a JSON file, put in place at once, in a folder that is made if need be. Returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json_object(path: Path, *, expected: str, remedy: str) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises InputError in these words for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        reason = f"broken JSON ({error})"
+    else:
+        if isinstance(content, dict):
+            return content
+        reason = shorten(content)
+    raise InputError(path, found=reason, expected=expected, remedy=remedy)

@@ -1,0 +1,1 @@
+"""InternVL checkpoints in their original form, converted to transformers' native one."""

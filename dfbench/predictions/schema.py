@@ -1,0 +1,98 @@
+"""The per-image CSV: one row for each image that a detector answered.
+
+`dfbench.predictions.writer` writes it batch by batch, `dfbench.predictions.reader` reads it.
+
+Columns (`COLUMNS`), UTF-8, comma-separated, one header line:
+
+- `image`: the key, the path in the annotation file (`DFBench/Kolors/000002.jpg`).
+- `label`: A (real), B (fake), empty where unknown.
+- `answer`: the letter of the larger probability; a tie is B.
+- `logit_A`, `logit_B`: float32 logits of the two letters; both empty for a detector that has none.
+- `prob_A`, `prob_B`: softmax of the two, in [0, 1], summing to 1.
+
+An image without an answer has no row here: it stands in `<name>.errors.csv` (`image,error`). One that was answered with
+reservations (a truncated file) stands in `<name>.warnings.csv` (`image,warning`) as well. `<name>.json` says how the
+file came about. Numbers carry as many digits as float32 needs to be read back exactly.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfbench.errors import InputError, shorten
+from dfbench.io import read_json_object
+from dfbench.predictions.probabilities import answers, probabilities
+
+COLUMNS = ("image", "label", "answer", "logit_A", "logit_B", "prob_A", "prob_B")
+ERROR_COLUMNS = ("image", "error")
+WARNING_COLUMNS = ("image", "warning")
+
+NOT_FINITE = "logits are not finite"
+"""The one error that is the model's and not the image file's."""
+
+
+def check_output_csv(csv_path: Path, inputs: Iterable[Path] = ()) -> None:
+    """Raise InputError where a per-image CSV cannot be written to this path, or would take something else's place: one
+    of the files that are read (`inputs`), or a `.json` beside it that no run of ours wrote.
+    """
+    if csv_path.suffix != ".csv" or csv_path.is_dir():
+        found = "a folder" if csv_path.is_dir() else f"the name {shorten(csv_path.name)}"
+        raise _bad_output(csv_path, found, "a name that ends in .csv")
+    read = {path.resolve() for path in inputs}
+    for path in (csv_path, info_path(csv_path), errors_path(csv_path), warnings_path(csv_path)):
+        if path.resolve() in read:
+            raise _bad_output(path, "a file that is read as well", "a file of its own for what is written")
+    try:
+        csv_path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _bad_output(csv_path.parent, str(error.strerror), "a folder to write to") from None
+    info = info_path(csv_path)
+    if info.exists() and not _OUR_KEYS & read_metadata(info).keys():
+        raise _bad_output(info, "a file that no run wrote", "the metadata of a run, whose place this is")
+
+
+_OUR_KEYS = {"identity", "detector"}
+
+
+def _bad_output(path: Path, found: str, expected: str) -> InputError:
+    return InputError(path, found=found, expected=expected, remedy="name another --output_csv")
+
+
+def errors_path(csv_path: Path) -> Path:
+    """`results/a.csv` -> `results/a.errors.csv`."""
+    return csv_path.with_name(f"{csv_path.stem}.errors.csv")
+
+
+def warnings_path(csv_path: Path) -> Path:
+    """`results/a.csv` -> `results/a.warnings.csv`."""
+    return csv_path.with_name(f"{csv_path.stem}.warnings.csv")
+
+
+def info_path(csv_path: Path) -> Path:
+    """`results/a.csv` -> `results/a.json`."""
+    return csv_path.with_suffix(".json")
+
+
+def read_info(csv_path: Path) -> dict[str, Any]:
+    """The metadata beside a per-image CSV, {} where there is none."""
+    path = info_path(csv_path)
+    return read_metadata(path) if path.exists() else {}
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a run. Raises InputError where the file holds anything but a JSON object."""
+    return read_json_object(path, expected="the metadata of a run, a JSON object", remedy="move it away")
+
+
+def format_float(value: float) -> str:
+    """The shortest decimal that reads back as the same float32."""
+    return str(np.float32(value))
+
+
+def format_rows(images: Sequence[str], labels: Sequence[str], logits: np.ndarray) -> list[tuple[str, ...]]:
+    """CSV rows of scored images: logits float32 (N, 2), columns A and B."""
+    pairs = probabilities(logits)
+    cells = [[format_float(value) for value in row] for row in np.concatenate([logits, pairs], axis=1)]
+    return [(*row[:3], *row[3]) for row in zip(images, labels, answers(pairs), cells, strict=True)]

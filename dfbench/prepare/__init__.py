@@ -1,0 +1,1 @@
+"""From the released archives and annotations to verified images where the annotations say."""

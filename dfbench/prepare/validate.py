@@ -1,0 +1,105 @@
+"""First look at a released annotation file: which rows can be used at all, whatever images there are."""
+
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from dfbench.data.annotations import Sample, iter_samples
+from dfbench.data.sources import CATALOGUE
+from dfbench.errors import InputError
+from dfbench.parallel import progress_bar
+from dfbench.prepare.report import LEFT_OUT_NAME, REPORT_NAME, LeftOut, Reason
+from dfbench.prepare.zips import IMAGE_SUFFIXES, is_junk, split_suffix
+
+_TEXT_SUFFIXES = (".txt", ".csv", ".mat", ".json", ".xml", ".db", ".xlsx", ".md", ".html")
+
+
+@dataclass
+class Survey:
+    """One released file.
+
+    row_of: image -> row number, in file order: the rows that wait for their image only. Questions are not kept; whoever
+        needs them reads the file again.
+    num_rows: rows of the sources asked for, unreadable ones included.
+    sources: all that the file has rows of.
+    """
+
+    path: Path
+    split: str
+    row_of: dict[str, int] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+    num_rows: int = 0
+    sources: set[str] = field(default_factory=set)
+
+
+def survey(
+    path: Path,
+    split: str,
+    label_of: dict[str, str],
+    *,
+    sources: Collection[str] = (),
+    test_images: Collection[str] = (),
+    quiet: bool = True,
+) -> Survey:
+    """Read a released file once.
+
+    label_of: image -> A or B for every image seen in any file so far; added to, and what later rows may not contradict.
+    sources: the only ones to look at, all where empty. test_images: images that no training row may have.
+    Raises InputError where the file itself is unusable.
+    """
+    found = Survey(path, split)
+    for place, sample in progress_bar(iter_samples(path), f"reading {path.name}", "rows", quiet):
+        if isinstance(sample, InputError):
+            found.num_rows += 1
+            detail = f"found {sample.found}; expected {sample.expected}"
+            found.left_out.append(LeftOut(place.row, "", Reason.BAD_ROW, detail))
+            continue
+        source = sample.source
+        found.sources.add(source)
+        if sources and source not in sources:
+            continue
+        found.num_rows += 1
+        image = sys.intern(sample.image)  # the same keys stand in several files
+        if fault := _fault(sample, label_of, found.row_of, test_images):
+            found.left_out.append(LeftOut(place.row, image, *fault))
+        else:
+            found.row_of[image] = place.row
+            label_of[image] = sys.intern(sample.label)
+    return found
+
+
+def _fault(
+    sample: Sample, label_of: dict[str, str], row_of: dict[str, int], test_images: Collection[str]
+) -> tuple[Reason, str] | None:
+    image, label = sample.image, sample.label
+    known = CATALOGUE.get(sample.source)
+    if not is_safe_target(image):
+        if is_junk(image) or image.lower().endswith(_TEXT_SUFFIXES):
+            return Reason.JUNK, "no image, by its name"
+        return Reason.UNSAFE, "not the path of an image below DFBench/SOURCE/"
+    if not label or (known and known.label != label):
+        return Reason.MISLABELLED, f"label {label or 'missing'}, where {known.label if known else 'A or B'} is right"
+    if label_of.get(image, label) != label:
+        return Reason.CONTRADICTED, f"label {label}, but {label_of[image]} in an earlier row"
+    if image in row_of:
+        return Reason.REPEATED, f"as in row {row_of[image]}"
+    if image in test_images:
+        return Reason.IN_BOTH, "kept as a test row"
+    return None
+
+
+def is_safe_target(image: str) -> bool:
+    """Whether an image may be written at this key below the image root: inside `DFBench/SOURCE/`, named as an image."""
+    folder, _, name = image.rpartition("/")
+    suffix = split_suffix(name)[1].lower()
+    return _is_safe_folder(folder) and name[:1] not in ("", ".") and (suffix in IMAGE_SUFFIXES or not suffix)
+
+
+@lru_cache(maxsize=4096)
+def _is_safe_folder(folder: str) -> bool:
+    parts = folder.split("/")
+    litter = any(part == "" or part == "__MACOSX" or part.startswith(".") for part in parts)
+    is_report = parts[1:2] in ([REPORT_NAME], [LEFT_OUT_NAME])  # a folder of that name would leave no place for it
+    return len(parts) >= 2 and parts[0] == "DFBench" and not litter and not is_report

@@ -1,0 +1,235 @@
+"""One self-contained HTML page with all results: no network, light and dark, for a phone, a screen and paper.
+
+Everything that comes from files (names, keys, metadata) is escaped by the template; a content security policy lets
+nothing but the page's own script run and nothing be loaded, should an escape ever be forgotten.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+import dfbench
+from dfbench.errors import InputError
+from dfbench.evaluation.evaluate import Evaluation
+from dfbench.evaluation.shortcut_audit import MATCHED, Audit, correlation_table
+from dfbench.evaluation.tables import (
+    STAND_IN_NOTE,
+    accuracy_table,
+    evasion_table,
+    notes,
+    pair_table,
+    percent,
+    reweighted_table,
+    score_table,
+    summary_table,
+)
+from dfbench.features.plots import FeatureReport, build_feature_report
+from dfbench.io import write_text
+from dfbench.report import plots
+from dfbench.report.mistakes import leading_detector, worst_mistakes
+from dfbench.table import Table
+
+_ASSETS = Path(__file__).parent / "assets"
+
+_FEATURES_BEGIN, _FEATURES_END = "<!-- features -->\n", "<!-- end of features -->\n"
+"""Comments between which the page has its feature figures; text from files cannot hold them, being escaped."""
+
+_LONGEST_VALUE = 300
+_MOST_ENTRIES = 200
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An inline `<svg>` with its caption. fixed_colours: drawn for white paper, whatever the page's colours are."""
+
+    svg: Markup
+    caption: str
+    fixed_colours: bool = False
+
+
+@dataclass(frozen=True)
+class Card:
+    """One headline figure of one detector, in percent."""
+
+    detector: str
+    figure: str
+    interval: str
+    parts: list[tuple[str, str]]
+
+
+def write_report(
+    path: Path,
+    evaluation: Evaluation,
+    *,
+    image_root: Path,
+    features_dir: Path | None = None,
+    found: Audit | None = None,
+) -> None:
+    """Write the page. image_root: where thumbnails come from. features_dir: feature CSVs to draw, if there are any."""
+    script, style = ((_ASSETS / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = _template("report.html").render(
+        evaluation=evaluation,
+        version=dfbench.__version__,
+        script=Markup(script),
+        style=Markup(style),
+        script_hash=script_hash,
+        stand_in_note=STAND_IN_NOTE if evaluation.stand_ins else "",
+        notes=notes(evaluation),
+        cards=headline(evaluation),
+        tables=_tables(evaluation, found),
+        drawings=_drawings(evaluation),
+        audit_words=audit_words(evaluation, found) if found else [],
+        features=_features(features_dir),
+        leading=evaluation.names[leading_detector(evaluation)],
+        mistakes=worst_mistakes(evaluation, image_root),
+        stories=[(detector, list(flatten(detector.info))[:_MOST_ENTRIES]) for detector in evaluation.detectors],
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, page)
+
+
+def renew_features(path: Path, features: FeatureReport) -> bool:
+    """Put these feature figures into a page that `write_report` wrote. Returns False where the page has no place."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(_FEATURES_BEGIN)
+    _, end, after = rest.partition(_FEATURES_END)
+    if not end:
+        return False
+    section = _template("features.html").render(features=_shown(features))
+    write_text(path, before.replace(" hidden>Features</a>", ">Features</a>") + _FEATURES_BEGIN + section + end + after)
+    return True
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_ASSETS), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(name)
+
+
+def headline(evaluation: Evaluation) -> list[Card]:
+    """The first figure of each detector: balanced accuracy, or accuracy on images of one class; and it by category."""
+    cards = []
+    for detector in evaluation.judged:
+        scores = evaluation.scores[evaluation.scores["detector"] == detector]
+        overall = scores.iloc[-1]
+        metric = "accuracy" if overall["note"] else "balanced_accuracy"
+        low, high = overall[f"{metric}_low"], overall[f"{metric}_high"]
+        interval = "" if low != low else f"{percent(low)} – {percent(high)}"
+        by_category = scores[scores["level"] == "category"]
+        parts = [(row.group, percent(row.accuracy)) for row in by_category.itertuples()]
+        cards.append(Card(detector, percent(overall[metric]), interval, parts))
+    return cards
+
+
+def _tables(evaluation: Evaluation, found: Audit | None) -> dict[str, Table]:
+    tables = {
+        "summary": summary_table(evaluation),
+        "accuracy": accuracy_table(evaluation),
+        "source": score_table(evaluation, ["source"], "by_source", "All metrics by source, in %"),
+        "category": score_table(evaluation, ["category"], "by_category", "All metrics by category, in %"),
+        "overall": score_table(evaluation, ["class", "overall"], "overall", "Real, fake and all images, in %"),
+        "evasion": evasion_table(evaluation),
+        "pairs": pair_table(evaluation),
+        "reweighted": reweighted_table(evaluation),
+    }
+    if found:
+        tables["correlations"] = correlation_table(found)
+    return tables
+
+
+def _drawings(evaluation: Evaluation) -> dict[str, Drawing]:
+    """The figures that these images allow, by name."""
+    drawings = {
+        "sources": Drawing(
+            Markup(plots.radar_of_sources(evaluation)), "Accuracy of the detectors over the sources, in percent."
+        ),
+        "histograms": Drawing(
+            Markup(plots.histograms(evaluation)),
+            "P(fake) by category. Right of 0.5 an image is called fake. The vertical scale is logarithmic.",
+        ),
+    }
+    if len(evaluation.evasion):
+        drawings["generators"] = Drawing(
+            Markup(plots.radar_of_generators(evaluation)),
+            "Evasion: share of each generator's images that a detector calls real, in percent.",
+        )
+    if evaluation.sheet.overall_ranking(0):
+        drawings["roc"] = Drawing(
+            Markup(plots.roc_curves(evaluation)),
+            "ROC curves over all images; the horizontal scale is logarithmic. Gray: chance.",
+        )
+        drawings["reliability"] = Drawing(
+            Markup(plots.reliability_curves(evaluation)),
+            "Reliability over all images, in bins of equal size. Gray: probabilities that mean what they say.",
+        )
+    if len(evaluation.pairs):
+        drawings["agreement"] = Drawing(
+            Markup(plots.agreement(evaluation)),
+            "Cohen's kappa: 1 where two detectors give the same answer to every image, 0 where they agree by chance.",
+        )
+    return drawings
+
+
+def _features(features_dir: Path | None) -> dict[str, Any]:
+    """Feature figures and their table, the reason why there are none, or nothing where nothing was measured."""
+    if features_dir is None or not features_dir.is_dir() or not any(features_dir.glob("*.csv")):
+        return {}
+    try:
+        features = build_feature_report(features_dir)
+    except InputError as error:
+        return {"problem": str(error)}
+    return _shown(features)
+
+
+def _shown(features: FeatureReport) -> dict[str, Any]:
+    figures = [Drawing(Markup(figure.svg()), figure.caption, True) for figure in features.figures]
+    return {"drawings": figures, "table": features.table}
+
+
+def audit_words(evaluation: Evaluation, found: Audit) -> list[str]:
+    """What the audit means, in plain sentences."""
+    overall = evaluation.scores[evaluation.scores["level"] == "overall"].set_index("detector")
+    sentences = []
+    for probe, where in zip(found.probes, ("sources it was fitted on", "sources it has never seen"), strict=False):
+        share = percent(overall.loc[probe.name, "balanced_accuracy"])
+        sentences.append(
+            f"A classifier that sees nothing but width, height, file format and bytes per pixel reaches a balanced "
+            f"accuracy of {share} % on other images of {where}; 50 % is chance."
+        )
+    matched = evaluation.reweighted
+    if not found.num_pairs:
+        sentences.append("No real and fake image share format and size, so no detector can be judged apart from them.")
+        return sentences
+    matched = matched[matched["weighting"] == MATCHED].set_index("detector")
+    for name in evaluation.judged:
+        before, after = (percent(rows.loc[name, "balanced_accuracy"]) for rows in (overall, matched))
+        sentences.append(
+            f"{name} has a balanced accuracy of {before} % on all images and of {after} % with images weighted so that "
+            f"real and fake ones have the same formats and sizes."
+        )
+    sentences.append(
+        f"The latter rests on {found.num_pairs:,} pairs of a real and a fake image that match; what falls away with "
+        f"the matching may have come from size and format."
+    )
+    return sentences
+
+
+def flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every leaf of nested JSON, long texts cut."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from flatten(part, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list) and any(isinstance(part, Mapping | list) for part in value):
+        for number, part in enumerate(value, start=1):
+            yield from flatten(part, f"{key} {number}")
+    else:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        yield key, text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + " …"

@@ -1,0 +1,1 @@
+"""Checked annotations to a LoRA adapter, through ms-swift."""

@@ -1,0 +1,198 @@
+"""Decoding: every mode as upstream's `Image.open(path).convert("RGB")`, damaged and hostile files as an ImageError."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from dfbench.data.images import MAX_PIXELS, ImageError, load_image
+from dfbench.prepare.verify import check_image
+
+
+def save(image: Image.Image, path: Path, **options) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def test_every_mode_is_decoded_as_upstream_does(photo_set):
+    modes = set()
+    for sample in photo_set.samples:
+        path = photo_set.path(sample)
+        with Image.open(path) as image:
+            modes.add(image.mode)
+            expected = np.asarray(image.convert("RGB"))
+        decoded = load_image(path)
+        assert decoded.rgb.mode == "RGB"
+        assert not decoded.truncated
+        assert np.array_equal(np.asarray(decoded.rgb), expected)
+    assert modes >= {"RGB", "RGBA", "L", "P", "LA", "CMYK", "I;16"}
+
+
+def test_alpha_is_dropped_not_composited(tmp_path):
+    """A fully transparent red pixel stays red, as upstream's conversion leaves it."""
+    path = save(Image.new("RGBA", (2, 2), (255, 0, 0, 0)), tmp_path / "clear.png")
+    assert load_image(path).rgb.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_exif_orientation_is_ignored(tmp_path, draw):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    path = save(draw(seed=0, width=40, height=20), tmp_path / "turned.jpg", exif=exif)
+    assert load_image(path).rgb.size == (40, 20)
+
+
+def test_the_first_frame_of_an_animation_counts(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    path = save(frames[0], tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+    assert load_image(path).rgb.getpixel((4, 4)) == (255, 0, 0)
+
+
+# ---------------------------------------------------------------------------------------------------- truncated files
+
+
+@pytest.fixture
+def truncated(tmp_path, draw):
+    whole = save(draw(seed=1, width=96, height=96), tmp_path / "whole.jpg", quality=90)
+    path = tmp_path / "truncated.jpg"
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
+    return whole, path
+
+
+def test_a_truncated_jpeg_is_decoded_as_far_as_it_goes(truncated):
+    whole, path = (load_image(file) for file in truncated)
+    assert path.truncated
+    assert path.rgb.size == whole.rgb.size
+    there, lost = (np.asarray(image.rgb).astype(int) for image in (whole, path))
+    # 96 rows are 12 of 8; 60 % of the bytes are more than 4 of these and less than 10.
+    assert np.array_equal(there[:32], lost[:32])
+    assert np.abs(there[80:] - lost[80:]).mean() > 5
+
+
+def test_strict_makes_a_truncated_file_an_error(truncated):
+    whole, path = truncated
+    with pytest.raises(ImageError, match=r"^cannot be decoded whole: .*truncated"):
+        load_image(path, strict=True)
+    assert not load_image(whole, strict=True).truncated
+
+
+def test_a_truncated_png_is_decoded_as_far_as_it_goes(tmp_path, draw):
+    whole = save(draw(seed=2, width=60, height=60), tmp_path / "whole.png")
+    path = tmp_path / "truncated.png"
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    decoded = load_image(path)
+    assert decoded.truncated
+    assert np.array_equal(np.asarray(decoded.rgb)[:20], np.asarray(load_image(whole).rgb)[:20])
+
+
+@pytest.mark.parametrize("setting", [True, False])
+def test_pillows_global_setting_is_left_alone_and_does_not_matter(truncated, monkeypatch, setting):
+    """ms-swift's plug-in turns LOAD_TRUNCATED_IMAGES on for its whole process."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", setting)
+    whole, path = truncated
+    assert load_image(path).truncated
+    assert not load_image(whole).truncated
+    with pytest.raises(ImageError):
+        load_image(path, strict=True)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is setting
+
+
+# ---------------------------------------------------------------------------------------------------- files that fail
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ImageError, match=r"^file is missing$"):
+        load_image(tmp_path / "none.jpg")
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(ImageError):
+        load_image(tmp_path / "file" / "none.jpg")
+
+
+def test_a_folder_in_place_of_a_file(tmp_path):
+    with pytest.raises(ImageError, match=r"^cannot be read: Is a directory"):
+        load_image(tmp_path)
+
+
+def test_a_name_that_no_file_can_have(tmp_path):
+    with pytest.raises(ImageError):
+        load_image(tmp_path / ("x" * 300 + ".jpg"))
+
+
+def test_an_empty_file(tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(ImageError, match=r"^file is empty$"):
+        load_image(tmp_path / "empty.jpg")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<html><body>404 Not Found</body></html>",
+        b"\xff\xd8\xff",
+        b"\x89PNG\r\n\x1a\n",
+        b"GIF89a",
+        b"RIFF\x00\x00\x00\x00WEBP",
+        bytes(1000),
+    ],
+)
+def test_what_is_no_image(tmp_path, content):
+    path = tmp_path / "no.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"^cannot be decoded: "):
+        load_image(path)
+
+
+def test_decoders_that_start_other_programs_are_out_of_reach(tmp_path):
+    """Pillow would hand an EPS file, whatever its suffix, to Ghostscript; even its header is not read."""
+    path = tmp_path / "no.png"
+    Image.new("RGB", (40, 30)).save(path, "EPS")
+    with pytest.raises(ImageError, match=r"^cannot be decoded: no image of a known format$"):
+        load_image(path)
+    assert check_image(path, decode=False)[0].startswith("cannot be opened: ")
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds nearly nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("side", [9_460, 30_000, 1_000_000])
+def test_a_hostile_size_is_refused_before_it_is_decoded(tmp_path, side):
+    """9,460 squared is just above the bound; the larger ones are above Pillow's own, which is twice as high."""
+    assert side * side > MAX_PIXELS
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_header(side, side))
+    with pytest.raises(ImageError, match=r"claims 9460x9460 pixels|Image size .* exceeds limit|decompression"):
+        load_image(path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_random_damage_gives_an_image_or_an_image_error(tmp_path, draw):
+    """Whatever a decoder makes of flipped bytes and cut ends, the run goes on."""
+    rng = np.random.default_rng(0)
+    image, path = draw(seed=3, width=48, height=48), tmp_path / "x"
+    outcomes, reasons = set(), []
+    for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"):
+        buffer = io.BytesIO()
+        image.save(buffer, kind)
+        for _ in range(60):
+            data = bytearray(buffer.getvalue())
+            for position in rng.integers(0, len(data), rng.integers(1, 12)):
+                data[position] = rng.integers(0, 256)
+            path.write_bytes(data[: rng.integers(1, len(data) + 1)] if rng.random() < 0.5 else data)
+            try:
+                outcomes.add(load_image(path).truncated)
+            except ImageError as error:
+                outcomes.add("error")
+                reasons.append(str(error))
+    assert outcomes == {True, False, "error"}
+    assert all(len(reason.splitlines()) == 1 for reason in reasons)

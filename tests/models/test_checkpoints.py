@@ -1,0 +1,141 @@
+"""Which weights are meant when none are named: the newest that training or merging left."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from dfbench.errors import InputError
+from dfbench.models.checkpoints import find_weights, newest_adapter, read_base_model
+
+
+@pytest.fixture
+def trained(tmp_path) -> Path:
+    folder = tmp_path / "output_ckpt"
+    folder.mkdir()
+    return folder
+
+
+def make_adapter(folder: Path, minutes: int, base: str = "/weights/base") -> Path:
+    """An adapter folder, written so many minutes after a fixed time."""
+    folder.mkdir()
+    config = {"peft_type": "LORA", "base_model_name_or_path": base, "r": 8}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "adapter_model.safetensors").touch()
+    os.utime(folder, (1_700_000_000 + 60 * minutes,) * 2)
+    return folder
+
+
+def make_merged(folder: Path, minutes: int) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    os.utime(folder, (1_700_000_000 + 60 * minutes,) * 2)
+    return folder
+
+
+def test_what_is_named_is_taken(trained, tmp_path):
+    make_merged(trained / "checkpoint-1_merged", 0)
+    assert find_weights(tmp_path / "m", None, trained) == (tmp_path / "m", None)
+    adapter = make_adapter(tmp_path / "a", 0)
+    assert find_weights(tmp_path / "m", adapter, trained) == (tmp_path / "m", adapter)
+
+
+def test_an_adapter_alone_brings_its_base_model(trained):
+    adapter = make_adapter(trained / "mine", 0)
+    make_merged(trained / "checkpoint-1_merged", 5)
+    assert find_weights(None, adapter, trained) == (Path("/weights/base"), adapter)
+
+
+def test_the_newest_merged_model_is_taken(trained):
+    # By time, not by name: checkpoint-9 sorts after checkpoint-10.
+    make_adapter(trained / "checkpoint-9", 0)
+    make_merged(trained / "checkpoint-9_merged", 1)
+    make_adapter(trained / "checkpoint-10", 2)
+    newest = make_merged(trained / "checkpoint-10_merged", 3)
+    assert find_weights(None, None, trained) == (newest, None)
+
+
+def test_an_adapter_that_was_trained_after_merging_wins(trained):
+    make_merged(trained / "checkpoint-10_merged", 3)
+    make_adapter(trained / "checkpoint-10", 2)
+    newest = make_adapter(trained / "checkpoint-20", 4)
+    assert find_weights(None, None, trained) == (Path("/weights/base"), newest)
+
+
+def test_the_newest_adapter(trained):
+    make_adapter(trained / "checkpoint-1000", 0)
+    newest = make_adapter(trained / "checkpoint-500", 1)
+    (trained / "data").mkdir()
+    (trained / "logging.jsonl").touch()
+    assert newest_adapter(trained) == newest
+
+
+def test_a_link_to_an_adapter_is_no_candidate(trained):
+    adapter = make_adapter(trained / "checkpoint-10", 1)
+    (trained / "a-link").symlink_to("checkpoint-10")
+    (trained / "last-checkpoint").symlink_to("checkpoint-10")
+    assert newest_adapter(trained) == adapter
+    # Whatever a link leads to, it does not make the merged model outdated either.
+    (trained / "linked").symlink_to(make_adapter(trained.parent / "elsewhere", 9))
+    merged = make_merged(trained / "checkpoint-10_merged", 2)
+    assert find_weights(None, None, trained) == (merged, None)
+
+
+@pytest.mark.parametrize("kind", ["no folder", "empty folder", "half-written merged model"])
+def test_nothing_was_trained(trained, kind):
+    if kind == "no folder":
+        trained.rmdir()
+    elif kind != "empty folder":
+        (trained / "checkpoint-1_merged").mkdir()
+    with pytest.raises(InputError, match=r"output_ckpt: found no merged model and no adapter; .*train first"):
+        find_weights(None, None, trained)
+
+
+@pytest.mark.parametrize("model", [None, Path("/weights/base")])
+@pytest.mark.parametrize(
+    ("missing", "found"),
+    [
+        ("folder", "mine: found no such folder; expected a LoRA adapter folder"),
+        ("adapter_config.json", "mine: found no adapter_config.json; expected a LoRA adapter folder"),
+        ("adapter_model.safetensors", "mine: found no adapter_model.safetensors; expected an adapter's weights"),
+    ],
+)
+def test_a_named_adapter_that_is_incomplete_is_refused_at_once(trained, model, missing, found):
+    adapter = trained / "mine"
+    if missing != "folder":
+        make_adapter(adapter, 0)
+        (adapter / missing).unlink()
+    with pytest.raises(InputError, match=found):
+        find_weights(model, adapter, trained)
+
+
+def test_pickled_weights_are_refused(trained):
+    adapter = make_adapter(trained / "mine", 0)
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(InputError, match=r"mine: found adapter_model\.bin, a pickle.*; save it as safetensors"):
+        find_weights(Path("/weights/base"), adapter, trained)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("", "broken JSON"),
+        ("{", "broken JSON"),
+        ("[]", r"\[\]"),
+        ('{"r": 8}', "no peft_type"),
+        ('{"peft_type": "LORA", "r": 8}', "base_model_name_or_path None"),
+        ('{"peft_type": "LORA", "base_model_name_or_path": 8}', "base_model_name_or_path 8"),
+    ],
+)
+def test_an_adapter_config_that_lacks_something_is_refused(trained, content, found):
+    adapter = make_adapter(trained / "checkpoint-1", 0)
+    (adapter / "adapter_config.json").write_text(content)
+    with pytest.raises(InputError, match=f"checkpoint-1/adapter_config.json: found {found}"):
+        read_base_model(adapter)
+
+
+def test_with_a_base_model_named_the_adapter_need_not_name_one(trained):
+    adapter = make_adapter(trained / "mine", 0)
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": null}')
+    assert find_weights(Path("/weights/base"), adapter, trained) == (Path("/weights/base"), adapter)

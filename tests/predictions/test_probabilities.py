@@ -1,0 +1,59 @@
+"""Letters: token ids in context, probabilities that keep both tails, decisions."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from dfbench.errors import InputError
+from dfbench.predictions.probabilities import answer_token_ids, answers, probabilities
+
+
+def encode(text: str) -> list[int]:
+    """One token a character, but `?A` is one token (9) and C is two."""
+    return [
+        number
+        for piece in text.replace("?A", "\t").replace("C", "cc")
+        for number in [9 if piece == "\t" else ord(piece)]
+    ]
+
+
+def test_letter_ids_are_the_tokens_after_the_prompt():
+    assert answer_token_ids(encode, "say ", "tokenizer.json") == (ord("A"), ord("B"))
+
+
+def test_a_letter_that_merges_with_the_prompt_is_refused():
+    with pytest.raises(InputError, match=r"tokenizer\.json: found the answer A as 0 tokens .* expected exactly one"):
+        answer_token_ids(encode, "which?", "tokenizer.json")
+
+
+def test_a_letter_of_two_tokens_is_refused():
+    with pytest.raises(InputError, match="the answer B as 2 tokens"):
+        answer_token_ids(lambda text: encode(text.replace("B", "C")), "say ", "x")
+
+
+def test_probabilities_are_the_softmax_in_float32():
+    logits = np.array([[0, 0], [1, 0], [-3.5, 2.25]], dtype=np.float32)
+    exponentials = np.exp(logits.astype(np.float64))
+    expected = exponentials / exponentials.sum(axis=1, keepdims=True)
+    found = probabilities(logits)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=2e-7)
+
+
+def test_neither_tail_of_a_pair_is_lost():
+    # softmax by subtraction from 1 would give 0; e^-40 is 4.248e-18.
+    found = probabilities(np.array([[40, 0], [0, 40]]))
+    np.testing.assert_allclose([found[0, 1], found[1, 0]], 4.248354e-18, rtol=1e-6)
+    assert found[0, 0] == found[1, 1] == 1
+
+
+def test_huge_differences_give_exact_zero_and_one_without_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = probabilities(np.array([[3e38, -3e38], [-500, 500]]))
+    assert found.tolist() == [[1, 0], [0, 1]]
+
+
+def test_the_larger_wins_and_a_tie_is_b():
+    assert answers(np.array([[0.6, 0.4], [0.4, 0.6], [0.5, 0.5]])).tolist() == ["A", "B", "B"]

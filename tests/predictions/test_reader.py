@@ -1,0 +1,241 @@
+"""The per-image CSV: every shape read, every bad cell named, joins on the key."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dfbench.data.sources import Category
+from dfbench.errors import InputError
+from dfbench.io import write_json
+from dfbench.predictions.reader import Detector, join, read_detector, read_detectors, write_detector
+from dfbench.predictions.schema import COLUMNS
+
+HEADER = ",".join(COLUMNS)
+GOOD = (
+    "DFBench/edit/1.jpg,B,B,1.5,2.5,0.26894143,0.7310586",
+    "DFBench/LIVE/gblur/img1.bmp,A,A,2,-2,0.98201376,0.01798621",
+)
+
+
+def write(path: Path, *lines: str, header: str = HEADER) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+def detector(name: str, **prob_fake: float) -> Detector:
+    """A detector that gives these images (labelled by their first letter: r or f) these probabilities."""
+    frame = pd.DataFrame({"image": [f"DFBench/edit/{image}.jpg" for image in prob_fake]})
+    frame["label"] = ["A" if image[0] == "r" else "B" if image[0] == "f" else "" for image in prob_fake]
+    frame["prob_B"] = np.array(list(prob_fake.values()), np.float32)
+    frame["prob_A"] = 1 - frame["prob_B"]
+    frame["logit_A"] = frame["logit_B"] = np.float32(0)
+    return Detector(name, frame)
+
+
+# Reading our own shape.
+
+
+def test_reads_every_column(tmp_path):
+    found = read_detector(write(tmp_path / "qwen2.5.csv", *GOOD))
+    assert found.name == "qwen2.5"
+    frame = found.frame
+    assert frame["image"].tolist() == ["DFBench/edit/1.jpg", "DFBench/LIVE/gblur/img1.bmp"]
+    assert frame["label"].tolist() == frame["answer"].tolist() == ["B", "A"]
+    assert frame["source"].tolist() == ["edit", "LIVE"]
+    assert frame["category"].tolist() == [Category.AI_EDITED, Category.REAL_DISTORTED]
+    assert frame["logit_A"].tolist() == [1.5, 2]
+    assert [frame[column].dtype for column in COLUMNS[3:]] == [np.float32] * 4
+
+
+def test_empty_label_and_logits_are_allowed(tmp_path):
+    frame = read_detector(write(tmp_path / "a.csv", "x.jpg,,B,,,0.25,0.75")).frame
+    assert frame["label"].tolist() == [""]
+    assert np.isnan(frame["logit_A"][0])
+    assert np.isnan(frame["logit_B"][0])
+
+
+def test_further_columns_byte_order_marks_spaces_and_windows_line_ends_do_not_matter(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(f"\ufeff{HEADER},decided_early\r\n./DFBench\\edit\\1.jpg, B ,B,, ,0.25,0.75,1\r\n".encode())
+    frame = read_detector(path).frame
+    assert frame.loc[0, ["image", "label", "answer"]].tolist() == ["DFBench/edit/1.jpg", "B", "B"]
+
+
+def test_what_is_written_reads_back_the_same(tmp_path):
+    rng = np.random.default_rng(0)
+    pair = rng.random(500).astype(np.float32)
+    frame = pd.DataFrame({"image": [f'DFBench/edit/{i},"x".jpg' for i in range(500)], "label": "B"})
+    frame["prob_A"], frame["prob_B"] = pair, 1 - pair
+    frame["answer"] = np.where(frame["prob_A"] > frame["prob_B"], "A", "B")
+    size = rng.choice([1e-9, 1, 1e3], 500).astype(np.float32)  # cells of many lengths
+    frame["logit_B"] = np.where(pair > 0.9, np.float32("nan"), size)
+    frame["logit_A"] = frame["logit_B"] + np.log(pair / (1 - pair))
+    write_detector(tmp_path / "a.csv", frame.assign(prob_B_qwen=pair), {"x": 1}, extra=["prob_B_qwen"])
+    found = read_detector(tmp_path / "a.csv")
+    pd.testing.assert_frame_equal(found.frame[list(COLUMNS)], frame[list(COLUMNS)], check_dtype=False)
+    assert found.info == {"x": 1}
+    assert (tmp_path / "a.csv").read_text().splitlines()[0] == HEADER + ",prob_B_qwen"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.json"]
+
+
+def test_errors_beside_the_file_are_counted(tmp_path):
+    write(tmp_path / "a.csv", *GOOD)
+    write(tmp_path / "a.errors.csv", 'DFBench/edit/2.jpg,"file\nis missing"', header="image,error")
+    assert read_detector(tmp_path / "a.csv").num_errors == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "place", "found"),
+    [
+        ("x.jpg,A,A,,,0.75", "prob_B", "''"),
+        ("x.jpg,A,A,one,2,0.75,0.25", "logit_A", "'one'"),
+        ("x.jpg,A,A,inf,2,0.75,0.25", "logit_A", "'inf'"),
+        ("x.jpg,A,A,1,nan,0.75,0.25", "logit_B", "'nan'"),
+        ("x.jpg,A,A,1,2,1.25,-0.25", "prob_A", "1.25"),
+        ("x.jpg,A,A,1,2,0.75,0.24", "prob_A, prob_B", "0.75 and 0.24"),
+        ("x.jpg,A,B,1,2,0.75,0.25", "answer", "B with prob_A 0.75, prob_B 0.25"),
+        ("x.jpg,A,A,1,2,0.5,0.5", "answer", "A with prob_A 0.5, prob_B 0.5"),
+        ("x.jpg,A,,1,2,0.75,0.25", "answer", "''"),
+        ("x.jpg,A,A,1,2,0.75,0.25", "logit_A, logit_B", "1.0 and 2.0 with prob_A 0.75"),
+        ("x.jpg,A,A,1,,0.75,0.25", "logit_A, logit_B", "1.0 and nan with prob_A 0.75"),
+        ("x.jpg,real,A,1,2,0.75,0.25", "label", "'real'"),
+        (",A,A,1,2,0.75,0.25", "image", "no image"),
+        ("", "image", "no image"),
+        ("DFBench/edit/1.jpg,B,B,,,0.25,0.75", "image", "DFBench/edit/1.jpg again (first in row 2)"),
+        ("./DFBench/edit/1.jpg,B,B,,,0.25,0.75", "image", "DFBench/edit/1.jpg again (first in row 2)"),
+    ],
+)
+def test_a_bad_row_is_named_as_it_stands_in_the_file(tmp_path, line, place, found):
+    path = write(tmp_path / "a.csv", GOOD[0], line, GOOD[1])
+    with pytest.raises(InputError) as caught:
+        read_detector(path)
+    assert str(caught.value).startswith(f"{path}: row 3, column {place}: found {found}; expected ")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "No columns to parse"),
+        (HEADER + "\n", "found no rows"),
+        ("image,label,answer\nx,A,A\n", "found the columns 'image,label,answer'; expected image,label"),
+        (HEADER + "\n" + GOOD[0] + "\n" + GOOD[1] + ",7\n", "Expected 7 fields in line 3, saw 8"),
+        (HEADER + '\n"x,A,A\n', "EOF inside string"),
+        (HEADER + "\n" + GOOD[0] + ",7\n" + GOOD[1] + ",7\n", "Length of header"),
+    ],
+)
+def test_an_unusable_file_is_one_line(tmp_path, content, message):
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(InputError) as caught:
+        read_detector(tmp_path / "a.csv")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_folders_and_other_encodings_are_refused(tmp_path):
+    (tmp_path / "latin.csv").write_bytes(HEADER.encode() + b"\nDFBench/\xe9.jpg,A,A,,,1,0\n")
+    for path, message in (
+        (tmp_path / "no.csv", "no such file"),
+        (tmp_path, "a folder"),
+        (tmp_path / "latin.csv", "utf-8"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read_detector(path)
+
+
+def test_broken_metadata_is_refused(tmp_path):
+    write(tmp_path / "a.csv", *GOOD)
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(InputError, match=r"a\.json: found broken JSON"):
+        read_detector(tmp_path / "a.csv")
+
+
+# Upstream's two shapes.
+
+
+def test_upstream_qwen_columns_go_by_name_and_missing_answers_are_counted(tmp_path):
+    path = write(
+        tmp_path / "resultsqwen25.csv",
+        "DFBench/edit/1.jpg,B,B,-2.3026,-0.1054,0.1000,0.9000",
+        "DFBench/edit/2.jpg,ERROR,B,N/A,N/A,N/A,N/A",
+        "DFBench/CSIQ/3.jpg,A,A,-0.1,-inf,0.0000,0.0000",
+        "DFBench/CSIQ/4.jpg,A,A,-0.0,-9.9,1.0000,0.0000",
+        "DFBench/CSIQ/5.jpg,A,A,-0.7,-0.7,0.5001,0.5000",
+        header="image_path,predicted_reply,true_label,logprob_A,logprob_B,prob_A,prob_B",
+    )
+    found = read_detector(path)
+    assert found.frame["image"].tolist() == ["DFBench/edit/1.jpg", "DFBench/CSIQ/4.jpg", "DFBench/CSIQ/5.jpg"]
+    assert found.frame["label"].tolist() == ["B", "A", "A"]
+    assert found.frame["answer"].tolist() == ["B", "A", "A"]
+    assert found.frame["logit_A"].isna().all()
+    assert found.num_errors == 2
+
+
+def test_upstream_internvl_answer_is_the_label(tmp_path):
+    path = write(
+        tmp_path / "results3.csv",
+        "DFBench/edit/1.jpg,B,A,0.75,0.25",
+        "DFBench/edit/2.jpg,B,[NO_ACTIVE_LABELS],-1.0,-1.0",
+        header="imgname,answer,output,prob_A,prob_B",
+    )
+    found = read_detector(path)
+    assert found.frame[["label", "answer"]].to_numpy().tolist() == [["B", "A"]]
+    assert found.num_errors == 1
+
+
+def test_upstream_file_without_any_answer_is_refused(tmp_path):
+    path = write(tmp_path / "a.csv", "x.jpg,B,?,-1.0,-1.0", header="imgname,answer,output,prob_A,prob_B")
+    with pytest.raises(InputError, match="no row with probabilities"):
+        read_detector(path)
+
+
+# Several files.
+
+
+def test_names_come_from_metadata_then_file_then_folder(tmp_path):
+    paths = [write(tmp_path / folder / "scores.csv", *GOOD) for folder in "ab"] + [
+        write(tmp_path / "moa_df.csv", *GOOD)
+    ]
+    write_json(tmp_path / "moa_df.json", {"detector": "MoA-DF"})
+    assert [found.name for found in read_detectors(paths)] == ["a/scores", "b/scores", "MoA-DF"]
+
+
+def test_the_same_file_twice_is_refused(tmp_path):
+    path = write(tmp_path / "a.csv", *GOOD)
+    with pytest.raises(InputError, match="the same file twice"):
+        read_detectors([path, tmp_path / "." / "a.csv"])
+
+
+def test_join_goes_by_key_whatever_the_order():
+    joined = join([detector("a", f1=0.75, r1=0.25), detector("b", r1=0.5, f1=1)])
+    assert joined["image"].tolist() == ["DFBench/edit/f1.jpg", "DFBench/edit/r1.jpg"]
+    assert joined["label"].tolist() == ["B", "A"]
+    assert joined["prob_B_0"].tolist() == [0.75, 0.25]
+    assert joined["prob_B_1"].tolist() == [1, 0.5]
+    assert joined["source"].tolist() == ["edit"] * 2
+
+
+def test_join_of_different_images_says_who_lacks_how_many():
+    detectors = [detector("a", f1=0.5, r1=0.5, r2=0.5), detector("b", f1=0.5), detector("c", f1=0.5, f9=0.5)]
+    with pytest.raises(
+        InputError, match=r"a lacks 1; b lacks 3; c lacks 2 of 4, such as DFBench/edit/r1\.jpg.*--partial"
+    ):
+        join(detectors)
+    assert join(detectors, partial=True)["image"].tolist() == ["DFBench/edit/f1.jpg"]
+
+
+def test_join_without_common_images_is_refused_even_if_partial():
+    with pytest.raises(InputError, match="no image in common"):
+        join([detector("a", f1=0.5), detector("b", f2=0.5)], partial=True)
+
+
+def test_join_takes_labels_from_whoever_has_them_and_refuses_a_clash():
+    unlabelled, labelled = detector("a", f1=0.5), detector("b", f1=0.5)
+    unlabelled.frame["label"] = ""
+    assert join([unlabelled, labelled])["label"].tolist() == ["B"]
+    wrong = detector("c", f1=0.5)
+    wrong.frame["label"] = "A"
+    with pytest.raises(InputError, match=r"c: image DFBench/edit/f1\.jpg: found label A, but B in an earlier file"):
+        join([unlabelled, labelled, wrong])
