@@ -105,8 +105,7 @@ def write_weights(
             write_shard(shard, folder / file)
             weight_map |= dict.fromkeys(shard, file)
     if count > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        write_json(folder / INDEX, index)
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
 
 
 def _group(plan: Plan, limit: int) -> list[list[str]]:

@@ -229,11 +229,13 @@ def test_an_original_folder_is_converted_once_beside_it(original, native, caplog
     assert sorted(path.name for path in original.parent.iterdir()) == [original.name, found.name]
 
 
-@pytest.mark.parametrize("outdate", ["the original changed", "a shard is gone", "a shard is cut off"])
+@pytest.mark.parametrize("outdate", ["the original changed", "older version", "a shard is gone", "a shard is cut off"])
 def test_a_cached_conversion_is_made_anew(original, outdate, tensors_of):
     found = native_checkpoint(original)
     if outdate == "the original changed":
         rewrite(original, lambda tensors: tensors.update({EMBEDDING: tensors[EMBEDDING] * 2}))
+    elif outdate == "older version":
+        change_json(found / RECORD, lambda record: record.update(format=0))
     elif outdate == "a shard is gone":
         (found / "model-00001-of-00002.safetensors").unlink()
     else:
@@ -243,6 +245,7 @@ def test_a_cached_conversion_is_made_anew(original, outdate, tensors_of):
     expected = tensors_of(original)[EMBEDDING]
     assert torch.equal(tensors_of(found)["language_model.model.embed_tokens.weight"], expected)
     assert len(tensors_of(found)) == 67
+    assert json.loads((found / RECORD).read_text())["format"] == 1
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(original, native):
