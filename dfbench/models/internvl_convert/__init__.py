@@ -1,1 +1,1 @@
-"""InternVL checkpoints in their original form, converted to transformers' native one."""
+"""InternVL checkpoints in their original format, converted to the native one of transformers."""

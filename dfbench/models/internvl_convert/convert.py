@@ -8,20 +8,14 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from dfbench.errors import InputError, shorten
-from dfbench.models.internvl_convert.config import native_config
-from dfbench.models.internvl_convert.folder import appearing, locked
-from dfbench.models.internvl_convert.lora import LowRank, updates_from_file, updates_inside
-from dfbench.models.internvl_convert.processor import write_json, write_processor_files
-from dfbench.models.internvl_convert.shards import Checkpoint, read_checkpoint
-from dfbench.models.internvl_convert.tokenizer import IMAGE_TOKENS, build_tokenizer
-from dfbench.models.internvl_convert.weights import plan_weights, write_weights
+from dfbench.io import file_lock, write_json
+from dfbench.models.internvl_convert.config import native_config, read_json
 
 RECORD = "conversion.json"
 """In a cache folder: which files it was made from, and which it consists of."""
@@ -35,10 +29,9 @@ _logger = logging.getLogger(__name__)
 def is_original(path: str | Path) -> bool:
     """Whether `path` is a folder in the original format; False for any other folder, and for what is no folder."""
     try:
-        config = json.loads((Path(path) / "config.json").read_bytes())
-    except (OSError, ValueError):
+        return read_json(Path(path) / "config.json").get("model_type") == "internvl_chat"
+    except (OSError, InputError):
         return False
-    return isinstance(config, dict) and config.get("model_type") == "internvl_chat"
 
 
 def convert(
@@ -55,16 +48,18 @@ def convert(
     that upstream's trainer saved has its LoRA merged by itself, with the rank that its config states.
     Everything is written beside the output first and renamed when complete. Raises InputError.
     """
-    source, target = _absolute(input_dir), _absolute(output_dir)
-    if source.resolve() == target.resolve():
-        raise InputError(target, found="the input", expected="another folder for the output", remedy="choose another")
-    with locked(target):
-        if target.exists() and not _is_empty_folder(target):
-            raise InputError(
-                target, found="something there already", expected="a new or empty folder", remedy="choose another"
-            )
-        with appearing(target) as partial:
-            _convert(source, partial, None if lora is None else Path(lora), (lora_rank, lora_alpha))
+    source, target = Path(input_dir), Path(os.path.abspath(output_dir))
+    kind = read_json(source / "config.json").get("model_type")
+    if kind != "internvl_chat":
+        found = f"model_type is {shorten(kind)}; expected 'internvl_chat', an original InternVL checkpoint"
+        advice = "Use it as it is, it is native already" if kind == "internvl" else "Correct the path"
+        raise InputError(f"{source / 'config.json'}: {found}. {advice}.")
+    if lora is not None and not Path(lora).is_file():
+        raise InputError(f"{lora}: no such file. Correct the path of the LoRA weights.")
+    with _locked(target):
+        if _is_taken(target):
+            raise InputError(f"{target}: there is something already. Choose a new or empty folder for the output.")
+        _write(target, source, lora, lora_rank, lora_alpha, record=False)
 
 
 def native_checkpoint(path: str | Path) -> Path:
@@ -75,90 +70,66 @@ def native_checkpoint(path: str | Path) -> Path:
     """
     if not is_original(path):
         return Path(path)
-    source = _absolute(path)
+    source = Path(os.path.abspath(path))  # links are not followed, so that "beside it" is where the user sees it
     target = source.with_name(source.name + "-hf")
     if _is_current(target, source):
         return target
-    with locked(target):
+    with _locked(target):
         if not _is_current(target, source):
             _remove_outdated(target)
             _logger.info("%s is in InternVL's original format: converting it, once, into %s", source, target)
-            with appearing(target) as partial:
-                _convert(source, partial, None, None)
-                write_json(partial / RECORD, _fingerprint(source) | {"files": _sizes(partial)})
+            _write(target, source, lora=None, rank=8, alpha=16, record=True)
     return target
 
 
-def _convert(source: Path, folder: Path, lora: Path | None, rank_and_alpha: tuple[int, int] | None) -> None:
-    """Fill `folder`. What is wrong with the input, save a tensor's data, is found before any weight is read."""
-    config = _read_config(source)
+def _write(target: Path, source: Path, lora: str | Path | None, rank: int, alpha: int, *, record: bool) -> None:
+    """Fill a folder beside `target`, rename it to `target` when complete; after an error nothing is left of it."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    partial.mkdir()
+    try:
+        _fill(partial, source, lora, rank, alpha)
+        if record:
+            files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+            write_json(partial / RECORD, {"files": files} | _fingerprint(source))
+        partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fill(folder: Path, source: Path, lora: str | Path | None, rank: int, alpha: int) -> None:
+    """Write the converted files. What is wrong with the input is found before the data of any weight is read."""
+    # Imported here for the seconds that these take: a wrong path is told at once.
+    from dfbench.models.internvl_convert.lora import updates_from_file, updates_inside
+    from dfbench.models.internvl_convert.processor import write_processor_files
+    from dfbench.models.internvl_convert.shards import read_checkpoint
+    from dfbench.models.internvl_convert.tokenizer import IMAGE_TOKENS, build_tokenizer
+    from dfbench.models.internvl_convert.weights import plan_weights, write_weights
+
+    config = read_json(source / "config.json")
     tokenizer = build_tokenizer(source)
     native = native_config(config, tokenizer.token_to_id(IMAGE_TOKENS["context_image_token"]), source / "config.json")
-    _check_vocabulary(tokenizer, native, source)
+    highest, rows = max(tokenizer.get_vocab().values()), native["text_config"]["vocab_size"]
+    if highest >= rows:
+        raise InputError(
+            f"{source}: its tokenizer has ids up to {highest}, but its embedding only {rows} rows. "
+            f"Use the tokenizer files of the same checkpoint."
+        )
     checkpoint = read_checkpoint(source)
-    updates = _updates(checkpoint, config, source, lora, rank_and_alpha)
+    if lora is None:
+        updates = updates_inside(checkpoint, config, source)
+    elif checkpoint.adapters:
+        raise InputError(f"{source}: it has LoRA weights inside, which are merged by themselves. Leave out --lora.")
+    else:
+        updates = updates_from_file(Path(lora), checkpoint, rank, alpha)
     plan = plan_weights(checkpoint, updates, native, source)
     write_json(folder / "config.json", native)
     write_processor_files(folder, source, config, native, tokenizer)
     write_weights(plan, checkpoint, updates, native, folder)
 
 
-def _updates(
-    checkpoint: Checkpoint,
-    config: Mapping[str, Any],
-    source: Path,
-    lora: Path | None,
-    rank_and_alpha: tuple[int, int] | None,
-) -> dict[str, LowRank]:
-    if lora is None or rank_and_alpha is None:
-        return updates_inside(checkpoint, config, source)
-    if checkpoint.adapters:
-        raise InputError(
-            source,
-            found="LoRA weights inside the checkpoint",
-            expected="a checkpoint without, to merge another file into",
-            remedy="leave out --lora: the ones inside are merged by themselves",
-        )
-    return updates_from_file(lora, checkpoint, *rank_and_alpha)
-
-
-def _read_config(source: Path) -> dict[str, Any]:
-    path = source / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-        kind, architectures = config.get("model_type"), config.get("architectures")
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(
-            path, found="no readable config", expected="that of an InternVL checkpoint", remedy="check the path"
-        ) from error
-    if kind != "internvl_chat":
-        raise InputError(
-            path,
-            found=f"model_type {kind!r}, architectures {shorten(architectures)}",
-            expected="an original InternVL checkpoint, model_type 'internvl_chat'",
-            remedy="use this one as it is, it is native already" if kind == "internvl" else "check the path",
-        )
-    return config
-
-
-def _check_vocabulary(tokenizer: Tokenizer, native: Mapping[str, Any], source: Path) -> None:
-    highest, rows = max(tokenizer.get_vocab().values()), native["text_config"]["vocab_size"]
-    if highest >= rows:
-        raise InputError(
-            source,
-            found=f"a tokenizer with ids up to {highest}",
-            expected=f"ids below {rows}, the rows of the embedding",
-            remedy="use the tokenizer files of the same checkpoint",
-        )
-
-
-def _absolute(path: str | Path) -> Path:
-    """Normal form without following links, so that "beside it" is where the user sees it."""
-    return Path(os.path.abspath(path))
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+def _is_taken(path: Path) -> bool:
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
 def _fingerprint(source: Path) -> dict[str, Any]:
@@ -168,29 +139,35 @@ def _fingerprint(source: Path) -> dict[str, Any]:
     return {"format": _FORMAT, "source": states}
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-
-
 def _is_current(target: Path, source: Path) -> bool:
     try:
         record = json.loads((target / RECORD).read_bytes())
-        files = record.pop("files")
+        complete = all((target / name).stat().st_size == size for name, size in record.pop("files").items())
     except (OSError, ValueError, KeyError):
         return False
-    complete = all((target / name).is_file() and (target / name).stat().st_size == files[name] for name in files)
     return complete and record == _fingerprint(source)
 
 
 def _remove_outdated(target: Path) -> None:
-    if not target.exists() or _is_empty_folder(target):
+    if not _is_taken(target):
         return
     if not (target / RECORD).is_file():
         raise InputError(
-            target,
-            found=f"something without {RECORD}",
-            expected="nothing, or a conversion made here",
-            remedy="give that folder itself as the model, or move it away",
+            f"{target}: it has no {RECORD}, so it is not a conversion made here. "
+            f"Give that folder itself as the model, or move it away."
         )
     _logger.info("%s was made from other files, or is incomplete: it is made anew", target)
     shutil.rmtree(target)
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Hold the lock for writing `target`, waiting for it if need be."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(target.parent, os.W_OK):
+        raise InputError(
+            f"{target.parent}: not writable, so {target.name} cannot be made there. Convert into another folder with "
+            f"scripts/convert_internvl.py --output and use that one."
+        )
+    with file_lock(target, wait=True):
+        yield

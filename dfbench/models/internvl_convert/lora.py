@@ -14,10 +14,7 @@ import torch
 from torch import Tensor
 
 from dfbench.errors import InputError, shorten
-from dfbench.models.internvl_convert.shards import Checkpoint, names_error, open_shard, plain_name, shape_error
-
-Adapters = Mapping[str, Mapping[str, Tensor]]
-"""Plain weight name -> {"A": (rank, in), "B": (out, rank)}."""
+from dfbench.models.internvl_convert.shards import Checkpoint, plain_name
 
 _RANK_KEYS = {"vision_model": "use_backbone_lora", "language_model": "use_llm_lora"}
 """Part of the model -> where a saved folder's config states the rank of its LoRA."""
@@ -41,42 +38,25 @@ class LowRank:
         return update.mul_(self.scaling).add_(weight)
 
 
-def read_lora(path: Path) -> Adapters:
-    """The LoRA tensors of a `lora_weights.pth`. Raises InputError for anything else."""
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-        named = [(key, *plain_name(key), tensor) for key, tensor in tensors.items()]
-    except FileNotFoundError as error:
-        raise InputError(path, found="no such file", expected="LoRA weights", remedy="check the path") from error
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, AttributeError) as error:
-        raise InputError(
-            path,
-            found=f"a file that cannot be read ({shorten(str(error))})",
-            expected="lora_weights.pth as upstream's training writes it",
-            remedy="copy it again",
-        ) from error
-    if not named:
-        raise names_error(path, missing=["all LoRA tensors"])
-    adapters: dict[str, dict[str, Tensor]] = {}
-    for key, name, letter, tensor in named:
-        if not letter:
-            raise names_error(path, unexpected=[key])
-        adapters.setdefault(name, {})[letter] = tensor
-    return adapters
-
-
-def _load(checkpoint: Checkpoint) -> Adapters:
-    adapters: dict[str, dict[str, Tensor]] = {}
-    for name, pair in checkpoint.adapters.items():
-        for letter, stored in pair.items():
-            with open_shard(stored.file) as shard:
-                adapters.setdefault(name, {})[letter] = shard.get_tensor(stored.key)
-    return adapters
-
-
 def updates_from_file(path: Path, checkpoint: Checkpoint, rank: int, alpha: int) -> dict[str, LowRank]:
     """The updates of a `lora_weights.pth`, by the plain name of the weight. Raises InputError."""
-    return _updates(read_lora(path), checkpoint, dict.fromkeys(_RANK_KEYS, (rank, alpha)), path)
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        named = [(*plain_name(key), tensor) for key, tensor in tensors.items()]
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, AttributeError) as error:
+        raise InputError(f"{path}: no readable lora_weights.pth ({shorten(str(error))}). Copy it again.") from error
+    other = [name for name, letter, _ in named if not letter]
+    if other or not named:
+        raise InputError(f"{path}: {other[0] if other else 'nothing'} in it; expected LoRA tensors and no others.")
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for name, letter, tensor in named:
+        pairs.setdefault(name, {})[letter] = tensor
+        if letter == "A" and len(tensor) != rank:
+            raise InputError(
+                f"{path}: LoRA of {name} has rank {len(tensor)}; expected {rank}. "
+                f"Give the --lora-rank and --lora-alpha of its training (upstream's alpha is twice the rank)."
+            )
+    return _updates(pairs, checkpoint, alpha / rank, path)
 
 
 def updates_inside(checkpoint: Checkpoint, config: Mapping[str, Any], folder: Path) -> dict[str, LowRank]:
@@ -84,34 +64,24 @@ def updates_inside(checkpoint: Checkpoint, config: Mapping[str, Any], folder: Pa
 
     config: the folder's own, which states the two ranks. Raises InputError.
     """
-    ranks = {part: config.get(key) or 0 for part, key in _RANK_KEYS.items()}
-    wrapped = {name.partition(".")[0] for name in checkpoint.adapters}
-    absent = [part for part, rank in ranks.items() if rank and part not in wrapped]
-    if absent:
-        raise names_error(folder, missing=[f"the LoRA of {part}, which config.json promises" for part in absent])
-    stated = {part: (rank, 2 * rank) for part, rank in ranks.items()}
-    return _updates(_load(checkpoint), checkpoint, stated, folder)
+    for part, key in _RANK_KEYS.items():
+        if config.get(key) and not any(name.startswith(part) for name in checkpoint.adapters):
+            raise InputError(f"{folder}: {key} is {config[key]} in config.json, but there is no LoRA of {part}.")
+    pairs = {name: {letter: s.read() for letter, s in pair.items()} for name, pair in checkpoint.adapters.items()}
+    return _updates(pairs, checkpoint, 2.0, folder)
 
 
 def _updates(
-    adapters: Adapters, checkpoint: Checkpoint, trained_with: Mapping[str, tuple[int, int]], where: Path
+    pairs: Mapping[str, Mapping[str, Tensor]], checkpoint: Checkpoint, scaling: float, where: Path
 ) -> dict[str, LowRank]:
-    """Hold LoRA tensors to the weights that they belong to, and to the (rank, alpha) of their part of the model."""
-    unexpected = [f"the LoRA of {name}" for name in adapters if name not in checkpoint.weights]
-    missing = [f"LoRA {letter} of {name}" for name, pair in adapters.items() for letter in "AB" if letter not in pair]
-    if unexpected or missing:
-        raise names_error(where, unexpected, missing)
     updates = {}
-    for name, pair in adapters.items():
-        (rank, alpha), a, b = trained_with.get(name.partition(".")[0], (0, 0)), pair["A"], pair["B"]
-        if (a.shape[0], b.shape[-1]) != (rank, rank):
-            raise InputError(
-                where,
-                found=f"LoRA of rank {a.shape[0]} ({name})",
-                expected=f"rank {rank}",
-                remedy="give the --lora-rank and --lora-alpha of its training (upstream's alpha is twice the rank)",
-            )
-        if (b.shape[0], a.shape[-1]) != checkpoint.weights[name].shape:
-            raise shape_error(where, f"the LoRA of {name}", (b.shape[0], a.shape[-1]), checkpoint.weights[name].shape)
-        updates[name] = LowRank(a, b, alpha / rank)
+    for name, pair in pairs.items():
+        stored = checkpoint.weights.get(name)
+        if stored is None or len(pair) < 2:
+            reason = "the checkpoint has no such weight" if stored is None else f"only LoRA {''.join(pair)} is there"
+            raise InputError(f"{where}: LoRA of {name}: {reason}. Use the file that was trained on this checkpoint.")
+        found, shape = (pair["B"].shape[0], pair["A"].shape[-1]), tuple(stored.meta.shape)
+        if found != shape:
+            raise InputError(f"{where}: LoRA of {name} has shape {found}; expected {shape}, that of the weight.")
+        updates[name] = LowRank(pair["A"], pair["B"], scaling)
     return updates

@@ -3,21 +3,15 @@
 Their layout is that of the published native folders, which transformers 4.52 and later reads.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from dfbench.models.internvl_convert.tokenizer import (
-    IMAGE_TOKENS,
-    TURN_END,
-    TURN_START,
-    VIDEO_TOKEN,
-    read_json,
-    special_tokens,
-)
+from dfbench.io import write_json, write_text
+from dfbench.models.internvl_convert.config import read_json
+from dfbench.models.internvl_convert.tokenizer import IMAGE_TOKENS, TURN_END, TURN_START, VIDEO_TOKEN, special_tokens
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '" + TURN_START + "' + message['role'] + '\\n' }}"
@@ -39,8 +33,8 @@ def write_processor_files(
 
     source: the original folder, `original` its config; native: the native config.
     """
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
+    write_text(folder / "chat_template.jinja", CHAT_TEMPLATE)
     write_json(folder / "tokenizer_config.json", _tokenizer_config(source))
     side = native["vision_config"]["image_size"][0]
     write_json(folder / "preprocessor_config.json", _image_processor(original, side))
@@ -51,16 +45,10 @@ def write_processor_files(
     write_json(folder / "generation_config.json", ends)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object, always the same bytes for the same content."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _tokenizer_config(source: Path) -> dict[str, Any]:
     original = read_json(source / "tokenizer_config.json")
     sentencepiece = (source / "tokenizer.model").is_file()
-    named = {name: token for name, token in special_tokens(source, original).items() if token is not None}
-    return named | {
+    config = special_tokens(original) | {
         "clean_up_tokenization_spaces": False,
         "extra_special_tokens": IMAGE_TOKENS | {"video_token": VIDEO_TOKEN},
         "model_input_names": ["input_ids", "attention_mask"],
@@ -68,6 +56,7 @@ def _tokenizer_config(source: Path) -> dict[str, Any]:
         # This class takes tokenizer.json as it stands; Llama's would rebuild it from the vocabulary, without our rules.
         "tokenizer_class": "PreTrainedTokenizerFast" if sentencepiece else "Qwen2Tokenizer",
     }
+    return dict(sorted(config.items()))
 
 
 def _image_processor(original: Mapping[str, Any], side: int) -> dict[str, Any]:

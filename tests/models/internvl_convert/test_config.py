@@ -90,7 +90,7 @@ def test_transformers_reads_rope_and_dtype_from_it(native):
 
 def test_what_is_absent_has_the_originals_default_not_ours():
     # The original code's defaults are pixel shuffle v1, RMSNorm and normalised queries; absent keys mean these.
-    with pytest.raises(InputError, match="found ps_version 'v1'"):
+    with pytest.raises(InputError, match="ps_version is 'v1'"):
         native_config({key: value for key, value in CONFIG.items() if key != "ps_version"}, 0, MODEL)
     vision = {
         k: v for k, v in CONFIG["vision_config"].items() if k not in ("norm_type", "qk_normalization", "qkv_bias")

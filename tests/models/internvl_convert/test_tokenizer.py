@@ -171,21 +171,6 @@ def test_a_piece_that_no_merges_lead_to_is_read_as_the_library_reads_it(tmp_path
         assert fast.encode(text).ids == slow(text)
 
 
-def test_older_files_without_the_table_of_added_tokens(tmp_path):
-    folder = folder_with(tmp_path / "files", settings())
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    slow = SlowTokenizer(folder)
-    # Older files name the tokens beyond the model in added_tokens.json, and the renamed placeholders nowhere.
-    added = {token: index for token, index in slow.added.items() if index > 2}
-    (folder / "added_tokens.json").write_text(json.dumps(added))
-    del config["added_tokens_decoder"]
-    path.write_text(json.dumps(config))
-    fast = build_tokenizer(folder)
-    for text in TEXTS:
-        assert fast.encode(text).ids == slow(text)
-
-
 def test_decoding_gives_the_text_back(fast):
     text = "A photo\n真实 😀 of\tit."
     assert fast.decode(fast.encode(text).ids) == text
@@ -201,9 +186,9 @@ def normalised(model: ModelProto) -> None:
     model.normalizer_spec.precompiled_charsmap = b"anything"
 
 
-@pytest.mark.parametrize(("change", "found"), [(unigram, "type UNIGRAM"), (normalised, "the normalisation nmt_nfkc")])
-def test_models_that_cannot_be_met_exactly_are_refused(tmp_path, change, found):
-    with pytest.raises(InputError, match=f"tokenizer.model: found .*{found}"):
+@pytest.mark.parametrize("change", [unigram, normalised])
+def test_models_that_cannot_be_met_exactly_are_refused(tmp_path, change):
+    with pytest.raises(InputError, match=r"tokenizer\.model: not BPE without normalisation"):
         build_tokenizer(folder_with(tmp_path / "files", change))
 
 
@@ -211,13 +196,13 @@ def test_broken_and_missing_files(tmp_path):
     folder = folder_with(tmp_path / "files", settings())
     model = (folder / "tokenizer.model").read_bytes()
     (folder / "tokenizer.model").write_bytes(model[: len(model) // 2])
-    with pytest.raises(InputError, match=r"tokenizer\.model: found"):
+    with pytest.raises(InputError, match=r"tokenizer\.model: not a complete SentencePiece model"):
         build_tokenizer(folder)
     (folder / "tokenizer.model").unlink()
-    with pytest.raises(InputError, match=r"found no tokenizer\.model and no vocab\.json"):
+    with pytest.raises(InputError, match=r"neither tokenizer\.model nor vocab\.json"):
         build_tokenizer(folder)
     (folder / "tokenizer_config.json").unlink()
-    with pytest.raises(InputError, match=r"tokenizer_config\.json: found no such file"):
+    with pytest.raises(InputError, match=r"tokenizer_config\.json: no such file"):
         build_tokenizer(folder)
 
 
@@ -226,11 +211,6 @@ def test_the_tokenizer_of_the_language_model_alone_is_refused(tmp_path):
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text())
     config["added_tokens_decoder"] = {i: t for i, t in config["added_tokens_decoder"].items() if int(i) < 1612}
-    config["additional_special_tokens"] = []
     path.write_text(json.dumps(config))
-    with pytest.raises(InputError, match="a tokenizer without <img>"):
-        build_tokenizer(folder)
-    config["additional_special_tokens"] = ["<img>"]
-    path.write_text(json.dumps(config))
-    with pytest.raises(InputError, match="the special token '<img>' without an id"):
+    with pytest.raises(InputError, match="its tokenizer has no <IMG_CONTEXT>"):
         build_tokenizer(folder)
