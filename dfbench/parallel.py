@@ -47,10 +47,8 @@ def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], num_workers
                 yield job_of.pop(future), future.result()  # popped, so that results do not pile up here
         except BrokenProcessPool:
             raise InputError(
-                "worker process",
-                found="that one was killed, perhaps for lack of memory",
-                expected=f"{num_workers} workers to the end",
-                remedy="repeat the command with fewer --workers; it goes on from there",
+                "A worker process was killed, perhaps for lack of memory. "
+                "Repeat the command with fewer --workers; it goes on from there."
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)  # an error ends the queue, not the jobs that are running
