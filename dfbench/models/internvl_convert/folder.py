@@ -1,13 +1,13 @@
 """Writing a folder that appears only when it is complete, by one process at a time."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dfbench.errors import InputError
+from dfbench.io import file_lock
 
 
 @contextmanager
@@ -16,21 +16,16 @@ def locked(target: Path) -> Iterator[None]:
 
     Raises InputError where nothing can be written beside `target`.
     """
-    path = target.with_name(f".{target.name}.lock")
-    try:
-        handle = _take(path)
-    except OSError as error:
-        raise InputError(
-            target.parent,
-            found=f"a folder that cannot be written ({error.strerror})",
-            expected=f"room for the converted checkpoint {target.name}",
-            remedy="convert into another place with scripts/convert_internvl.py --output and use that folder",
-        ) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(file_lock(target, wait=True))
+        except OSError as error:
+            raise InputError(
+                f"{target.parent} cannot be written ({error.strerror}), and the converted checkpoint {target.name} "
+                "belongs there. Convert into another place with scripts/convert_internvl.py --output and use that."
+            ) from error
         yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
 
 
 @contextmanager
@@ -47,13 +42,3 @@ def appearing(target: Path) -> Iterator[Path]:
         os.replace(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _take(path: Path) -> int:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
-            return handle
-        os.close(handle)  # its holder has removed the file meanwhile: take the new one

@@ -284,7 +284,7 @@ def test_a_parent_that_cannot_be_written(original, tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(InputError, match=rf"{tmp_path}: found a folder that cannot be written \(Permission denied\)"):
+    with pytest.raises(InputError, match=rf"{tmp_path} cannot be written \(Permission denied\)"):
         native_checkpoint(original)
 
 
