@@ -23,11 +23,19 @@ def available_cores() -> int:
 
 
 def progress_bar(
-    items: Iterable[Result] | None, description: str, unit: str, quiet: bool, total: int | None = None
+    items: Iterable[Result] | None,
+    description: str,
+    unit: str,
+    quiet: bool,
+    total: int | None = None,
+    num_done: int = 0,
 ) -> tqdm:
-    """Rate and time left, to iterate over or to `update`. Shows nothing where stderr is no terminal, or if `quiet`."""
-    disabled = True if quiet else None
-    return tqdm(items, description, total, unit=f" {unit}", unit_scale=True, disable=disabled, dynamic_ncols=True)
+    """Rate and time left, to iterate over or to `update`. Shows nothing where stderr is no terminal, or if `quiet`.
+
+    num_done: those of `total` that an earlier run did.
+    """
+    options = {"unit": f" {unit}", "unit_scale": True, "initial": num_done, "dynamic_ncols": True}
+    return tqdm(items, description, total, disable=True if quiet else None, **options)
 
 
 def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], num_workers: int) -> Iterator[tuple[Job, Result]]:

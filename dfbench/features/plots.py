@@ -17,7 +17,6 @@ from matplotlib.lines import Line2D
 
 from dfbench.data.sources import Category
 from dfbench.evaluation.tables import STAND_IN_MARK, STAND_IN_NOTE
-from dfbench.features.compute import FEATURES
 from dfbench.features.figures import (
     COLUMN_WIDTH,
     LINES,
@@ -30,6 +29,7 @@ from dfbench.features.figures import (
     density,
     laid_out,
 )
+from dfbench.features.schema import FEATURES
 from dfbench.features.statistics import SourceFeatures, feature_table, read_features
 from dfbench.io import write_text
 from dfbench.table import Table, shortened, write_table

@@ -25,7 +25,7 @@ from scipy import stats
 from dfbench.data.sources import CATALOGUE, Category
 from dfbench.errors import InputError, shorten
 from dfbench.evaluation.tables import STAND_IN_MARK, STAND_IN_NOTE
-from dfbench.features.compute import COLUMNS, FEATURES
+from dfbench.features.schema import COLUMNS, FEATURES, feature_csvs, no_features
 from dfbench.table import Table
 
 PAPER_CATEGORIES = (Category.REAL_PRISTINE, Category.REAL_DISTORTED, Category.AI_EDITED, Category.AI_GENERATED)
@@ -43,8 +43,6 @@ NUM_RESAMPLES = 200
 BOOTSTRAP_CELLS = 512
 SMALLEST_BOOTSTRAP = 20
 """Images on a side below which a bootstrap says little, so that no interval is given."""
-
-_SUFFIXES_OF_OTHERS = (".errors.csv", ".warnings.csv")
 
 
 @dataclass(frozen=True)
@@ -72,15 +70,9 @@ def read_features(folder: Path) -> list[SourceFeatures]:
     Raises InputError for a missing folder, one without any measured image, a missing column, a cell that is no number,
     a row longer than the header, and an image that stands in two rows.
     """
-    paths = sorted(path for path in folder.glob("*.csv") if not path.name.endswith(_SUFFIXES_OF_OTHERS))
-    sources = [source for source in map(_read_source, paths) if len(source.values)]
+    sources = [source for source in map(_read_source, feature_csvs(folder)) if len(source.values)]
     if not sources:
-        raise InputError(
-            folder,
-            found="no CSV with a measured image" if folder.is_dir() else "no such folder",
-            expected=f"{','.join(COLUMNS[:5])} of each source",
-            remedy="run feature_distribution.py first, or name its output with --features_dir",
-        )
+        raise no_features(folder)
     order = list(CATALOGUE)
     return sorted(sources, key=lambda source: order.index(source.name) if source.name in order else len(order))
 

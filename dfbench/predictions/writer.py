@@ -137,6 +137,12 @@ def remove_results(csv_path: Path) -> None:
     info_path(csv_path).unlink(missing_ok=True)
 
 
+def remove_errors(csv_path: Path) -> None:
+    """Delete the errors of earlier runs: their images are not done then, even if they are not of this run."""
+    for path in (csv_path, *part_paths(csv_path)):
+        errors_path(path).unlink(missing_ok=True)
+
+
 def _remove(csv_paths: Iterable[Path]) -> None:
     for csv_path in csv_paths:
         # The CSV last: as long as it is there, what lies beside it is found again.
@@ -177,6 +183,9 @@ class RecordWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._stack.close()
 
 

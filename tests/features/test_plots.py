@@ -10,9 +10,9 @@ from PIL import Image
 from scipy.stats import gaussian_kde
 
 from dfbench.data.sources import CATALOGUE
-from dfbench.features.compute import FEATURES
 from dfbench.features.figures import FORMATS, LINES, FeatureFigure, density
 from dfbench.features.plots import build_feature_report, draw_panels, draw_sources, write_feature_report
+from dfbench.features.schema import FEATURES
 from dfbench.features.statistics import SourceFeatures
 
 

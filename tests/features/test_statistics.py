@@ -9,7 +9,7 @@ import pytest
 
 from dfbench.data.sources import Category
 from dfbench.errors import InputError
-from dfbench.features.compute import COLUMNS, FEATURES
+from dfbench.features.schema import COLUMNS, FEATURES
 from dfbench.features.statistics import (
     COLUMNS_OF_TABLE,
     SourceFeatures,
@@ -39,7 +39,7 @@ def test_sources_come_in_the_order_of_the_catalogue(tmp_path: Path) -> None:
     for name in ("zebra.csv", "demo_blur.csv", "Kolors.csv", "Flick8k.csv", "apes.csv", "Flick8k.errors.csv"):
         write(tmp_path, name)
     write(tmp_path, "LIVE.csv", ",".join(COLUMNS) + "\n")  # nothing measured
-    (tmp_path / "NOVA.csv.part").write_text("half a ro")
+    write(tmp_path, "NOVA.part0.csv", ",".join(COLUMNS) + "\nhalf a ro")
     sources = read_features(tmp_path)
     assert [source.name for source in sources] == ["Flick8k", "Kolors", "demo_blur", "apes", "zebra"]
     assert [source.category for source in sources[:3]] == [
@@ -87,10 +87,10 @@ def test_unreadable_files(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match=r"nowhere does not exist\."):
         read_features(tmp_path / "nowhere")
     write(tmp_path, "edit.csv", ",".join(COLUMNS) + "\n")
-    with pytest.raises(InputError, match=r"no CSV with a measured image.*run feature_distribution.py first"):
+    with pytest.raises(InputError, match=r"no CSV with a measured image.*Run feature_distribution.py first"):
         read_features(tmp_path)
 
 
