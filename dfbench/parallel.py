@@ -38,8 +38,10 @@ def progress_bar(
     return tqdm(items, description, total, disable=True if quiet else None, **options)
 
 
-def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], num_workers: int) -> Iterator[tuple[Job, Result]]:
-    """(job, function(job)) of each job, in the order in which they end; one worker runs them here and in order.
+def run_jobs(
+    function: Callable[[Job], Result], jobs: Sequence[Job], num_workers: int, *, in_order: bool = False
+) -> Iterator[tuple[Job, Result]]:
+    """(job, function(job)) of each job as they end, or in the order of the jobs; one worker runs them here.
 
     function and jobs are sent to fresh processes, so both have to be picklable. An error in a job ends the whole.
     """
@@ -51,7 +53,7 @@ def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], num_workers
     with ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=context, initializer=_start_worker) as pool:
         job_of = {pool.submit(function, job): job for job in jobs}
         try:
-            for future in as_completed(job_of):
+            for future in list(job_of) if in_order else as_completed(job_of):
                 yield job_of.pop(future), future.result()  # popped, so that results do not pile up here
         except BrokenProcessPool:
             raise InputError(

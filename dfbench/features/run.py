@@ -12,13 +12,14 @@ import ctypes
 import platform
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 import cv2
+from tqdm import tqdm
 
 from dfbench.data.discovery import Images, printable
 from dfbench.data.images import ImageError
@@ -42,7 +43,7 @@ from dfbench.provenance import describe_software
 BATCH_SIZE = 8
 """Images that a worker measures before they are written: what a killed run loses, for each worker."""
 
-Rows = list[tuple[str, ...]]
+_Rows = list[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ class _Job:
     images: tuple[str, ...]
 
 
+_Results = Iterable[tuple[_Job, tuple[_Rows, _Rows]]]
+"""Jobs, and the CSV rows and (image, error) pairs of each."""
+
+
 def measure_sources(
     images: Images, image_root: Path, output_dir: Path, *, workers: int, overwrite: bool = False, quiet: bool = False
 ) -> Outcome:
@@ -74,88 +79,68 @@ def measure_sources(
     writing to it, where it cannot be written, and where a worker process is killed.
     """
     started = time.monotonic()
-    for name in images:
-        with only_run(output_dir / f"{name}.csv"):  # where another run has one of them, nothing is touched
+    csv_paths = {source: output_dir / f"{source}.csv" for source in images}
+    for csv_path in csv_paths.values():
+        with only_run(csv_path):  # where another run has one of them, nothing is touched
             pass
-    sources = {name: _Source(output_dir / f"{name}.csv", image_root, keys, overwrite) for name, keys in images.items()}
-    jobs = [job for source in sources.values() for job in source.jobs]
-    num_images, num_new = sum(map(len, images.values())), sum(len(job.images) for job in jobs)
-    with (
-        ExitStack() as stack,
-        progress_bar(None, "measuring", "images", quiet, num_images, num_images - num_new) as bar,
-    ):
-        for source in sources.values():
-            stack.callback(source.close)
-            if not source.jobs:
-                source.finish()
-        for job, (rows, errors) in run_jobs(partial(measure_batch, image_root), jobs, workers):
-            sources[job.source].write(rows, errors)
-            bar.update(len(job.images))
-    num_errors = sum(source.num_errors for source in sources.values())
-    listed = [errors_path(source.csv_path) for source in sources.values() if source.num_errors]
-    return Outcome(num_images - num_errors, num_errors, num_new, time.monotonic() - started, listed)
+    missing = {source: _missing(csv_paths[source], keys, overwrite) for source, keys in images.items()}
+    jobs = [
+        _Job(source, tuple(keys[start : start + BATCH_SIZE]))
+        for source, keys in missing.items()
+        for start in range(0, len(keys), BATCH_SIZE)
+    ]
+    num_images, num_new = sum(map(len, images.values())), sum(map(len, missing.values()))
+    num_errors = dict.fromkeys(images, 0)
+    with progress_bar(None, "measuring", "images", quiet, num_images, num_images - num_new) as bar:
+        for source in (source for source in images if not missing[source]):
+            _write_source(csv_paths[source], images[source], image_root, [], bar)
+        results = run_jobs(partial(measure_batch, image_root), jobs, workers, in_order=True)
+        for source, group in groupby(results, key=lambda result: result[0].source):
+            num_errors[source] = _write_source(csv_paths[source], images[source], image_root, group, bar)
+    total = sum(num_errors.values())
+    listed = [errors_path(csv_paths[source]) for source in images if num_errors[source]]
+    return Outcome(num_images - total, total, num_new, time.monotonic() - started, listed)
 
 
-class _Source:
-    """The images of one source and its files, which are locked from its first batch to its last."""
+def _missing(csv_path: Path, images: Sequence[str], overwrite: bool) -> list[str]:
+    """The images that the CSV and its parts have no row of."""
+    if overwrite:
+        with only_run(csv_path):
+            remove_results(csv_path)
+    measured, _, _ = written_cells(csv_path, COLUMNS)
+    check_known(csv_path, measured, map(printable, images))
+    return [image for image in images if printable(image) not in measured]
 
-    def __init__(self, csv_path: Path, image_root: Path, images: Sequence[str], overwrite: bool) -> None:
-        self.csv_path, self.image_root, self.num_errors = csv_path, image_root, 0
-        self._names = [printable(image) for image in images]
-        if overwrite:
-            with only_run(csv_path):
-                remove_results(csv_path)
-        measured, _, _ = written_cells(csv_path, COLUMNS)
-        check_known(csv_path, measured, self._names)
-        missing = [image for image, name in zip(images, self._names, strict=True) if name not in measured]
-        batches = (missing[start : start + BATCH_SIZE] for start in range(0, len(missing), BATCH_SIZE))
-        self.jobs = [_Job(csv_path.stem, tuple(batch)) for batch in batches]
-        self._num_left = len(self.jobs)
-        self._stack = ExitStack()
-        self._writer: RecordWriter | None = None
 
-    def write(self, rows: Rows, errors: Rows) -> None:
-        """Keep what became of one job; after the last one, the files are put in place."""
-        if self._writer is None:
-            self._begin()
-            self._writer = self._stack.enter_context(RecordWriter(part_path(self.csv_path, 0), COLUMNS))
-        self._writer.write(rows, errors)
-        self.num_errors += len(errors)
-        self._num_left -= 1
-        if self._num_left == 0:
-            self._writer.close()
-            self.finish()
+def _write_source(csv_path: Path, images: Sequence[str], image_root: Path, results: _Results, bar: tqdm) -> int:
+    """Append results as they come, and bring the files of a source into the order of its images at the end.
 
-    def _begin(self) -> None:
-        self._stack.enter_context(only_run(self.csv_path))
-        remove_errors(self.csv_path)
-        self._consolidate()
-
-    def finish(self) -> None:
-        """Bring the files into the order of the images. A CSV that holds just these rows already stays as it is."""
-        if self._writer is None:
-            self._begin()
-        else:
-            self._consolidate()
-        counts = {"num_images": len(self._names) - self.num_errors, "num_errors": self.num_errors}
-        if self.jobs or not counts.items() <= read_info(self.csv_path).items():
+    A CSV that holds just these rows already stays as it is. Returns the number of images that cannot be measured.
+    """
+    batches = [[printable(image)] for image in images]
+    num_errors = num_new = 0
+    with only_run(csv_path):
+        remove_errors(csv_path)
+        consolidate(csv_path, batches, columns=COLUMNS)
+        with RecordWriter(part_path(csv_path, 0), COLUMNS) as writer:
+            for job, (rows, errors) in results:
+                writer.write(rows, errors)
+                num_errors += len(errors)
+                num_new += len(job.images)
+                bar.update(len(job.images))
+        consolidate(csv_path, batches, columns=COLUMNS)
+        counts = {"num_images": len(images) - num_errors, "num_errors": num_errors}
+        if num_new or not counts.items() <= read_info(csv_path).items():
             software = describe_software(("opencv-python-headless", "pillow", "numpy", "scipy"))
-            content = {"source": self.csv_path.stem, **counts, "image_root": str(self.image_root), **software}
-            write_json(info_path(self.csv_path), content)
-        self.close()
-
-    def _consolidate(self) -> None:
-        consolidate(self.csv_path, [[name] for name in self._names], columns=COLUMNS)
-
-    def close(self) -> None:
-        """Give the lock back."""
-        self._stack.close()
+            content = {"source": csv_path.stem, **counts, "image_root": str(image_root), **software}
+            write_json(info_path(csv_path), content)
+    return num_errors
 
 
 # --------------------------------------------------------------------------------------------------- in the workers
 
 
-def measure_batch(image_root: Path, job: _Job) -> tuple[Rows, Rows]:
+def measure_batch(image_root: Path, job: _Job) -> tuple[_Rows, _Rows]:
     """(CSV rows, (image, error) pairs) of the images of one job, measured in this process."""
     prepare_process()
     rows, errors = [], []

@@ -9,6 +9,9 @@ FEATURES = ("brightness", "contrast", "colorfulness", "si", "spectral_slope")
 COLUMNS = ("image", *FEATURES[:4], "width", "height", "format", "bytes", *FEATURES[4:])
 """The header. An empty cell is a feature that the image does not have (see `dfbench.features.compute`)."""
 
+NORMALISATIONS = ("common", "panel")
+"""Figures take one range of a feature for all panels, or one for each panel."""
+
 
 def feature_csvs(folder: Path) -> list[Path]:
     """The CSVs that `feature_distribution.py` wrote to a folder. Raises InputError where there is none."""

@@ -183,9 +183,6 @@ class RecordWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         self._stack.close()
 
 

@@ -175,7 +175,9 @@ def test_the_order_in_which_images_come_does_not_show(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure(root, tmp_path / "forward")
-    monkeypatch.setattr(feature_run, "run_jobs", lambda work, jobs, _: ((job, work(job)) for job in reversed(jobs)))
+    monkeypatch.setattr(
+        feature_run, "run_jobs", lambda work, jobs, *_, **__: ((job, work(job)) for job in reversed(jobs))
+    )
     measure(root, tmp_path / "backward")
     assert contents(tmp_path / "backward") == contents(tmp_path / "forward")
 
