@@ -1,12 +1,14 @@
 """The paper's feature figure, one small-multiples figure for each feature, and their captions and table.
 
 Follows the feature figure of the paper (arXiv:2506.03007): densities of min-max-normalised features in four panels,
-real images without and with distortions, AI-edited and AI-generated ones.
+real images without and with distortions, AI-edited and AI-generated ones. Drawn at the width of a column, in Okabe and
+Ito's colours, which colour-blind readers tell apart.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -14,30 +16,98 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy.stats import gaussian_kde
 
+from dfbench import figures
 from dfbench.data.sources import Category
 from dfbench.evaluation.tables import STAND_IN_MARK, STAND_IN_NOTE
-from dfbench.features.figures import (
-    COLUMN_WIDTH,
-    LINES,
-    NAMES,
-    NARROWEST,
-    PANELS,
-    STYLE,
-    UNITS,
-    FeatureFigure,
-    density,
-    laid_out,
-)
 from dfbench.features.schema import FEATURES
 from dfbench.features.statistics import SourceFeatures, feature_table, read_features
-from dfbench.io import write_text
+from dfbench.figures import save_figure, svg_element
+from dfbench.io import atomic_write, write_text
 from dfbench.table import Table, shortened, write_table
 
-NORMALISATIONS = ("common", "panel")
+FORMATS = ("svg", "png", "pdf")
 
+COLUMN_WIDTH = 3.5
+"""Inches; two columns of a paper are about 7.1 inches wide."""
+
+STYLE = {
+    **figures.STYLE,
+    "font.size": 7,
+    "axes.titlesize": 7,
+    "axes.labelsize": 7,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "savefig.dpi": 300,
+}
+
+
+class Look(NamedTuple):
+    """How a feature is named and drawn: its lines are told apart without colour, too."""
+
+    name: str
+    unit: str
+    colour: str
+    dashes: str
+
+
+LOOKS = {
+    "brightness": Look("Brightness", "0–255", "#D55E00", "-"),
+    "contrast": Look("Contrast", "0–127.5", "#0072B2", "-"),
+    "colorfulness": Look("Colorfulness", "of 8-bit RGB", "#009E73", "--"),
+    "si": Look("Spatial information", "of 8-bit gray", "#CC79A7", "-."),
+    "spectral_slope": Look("Spectral slope", "log power over log frequency", "#000000", ":"),
+}
+
+PANELS: Mapping[Category | None, tuple[str, str]] = {
+    Category.REAL_PRISTINE: ("Real, undistorted", "#0072B2"),
+    Category.REAL_DISTORTED: ("Real, distorted", "#56B4E9"),
+    Category.AI_EDITED: ("AI-edited", "#E69F00"),
+    Category.AI_GENERATED: ("AI-generated", "#D55E00"),
+    None: ("Other sources", "#999999"),
+}
+"""Title and colour of each kind of source."""
+
+NARROWEST = 0.01
+"""Standard deviation, as a share of what is drawn, below which values are a line: their curve would be no wider."""
+
+_MOST_UNBINNED = 5000
+_BINS = 2048
 _POINTS = 128
 _ROW_HEIGHT = 0.85
+
+
+@dataclass(frozen=True)
+class FeatureFigure:
+    """One drawn figure. name: file name without suffix. title: a few words. caption: what a paper prints below it."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+    def svg(self) -> str:
+        """The figure as an `<svg>` element."""
+        return svg_element(self.figure, **self._words())
+
+    def save(self, output_dir: Path) -> list[Path]:
+        """Write the figure in all FORMATS, each put in place at once; the paths. An OSError has the file's name."""
+        output_dir.mkdir(parents=True, exist_ok=True)
+        paths = [output_dir / f"{self.name}.{suffix}" for suffix in FORMATS]
+        for path, suffix in zip(paths, FORMATS, strict=True):
+            with atomic_write(path) as temporary:
+                save_figure(self.figure, temporary, suffix, **self._words())
+        return paths
+
+    def _words(self) -> dict[str, Any]:
+        return {"name": self.name, "title": self.title, "caption": self.caption, "style": STYLE}
 
 
 @dataclass(frozen=True)
@@ -83,10 +153,17 @@ def draw_panels(sources: Sequence[SourceFeatures], normalise: str) -> FeatureFig
         panel.set_ylabel("Density")
     scope = "range of all images" if normalise == "common" else "range of the panel"
     figure.supxlabel(f"Feature, min-max-normalised over the {scope}", fontsize=7)
-    handles = [Line2D([], [], color=LINES[f][0], linestyle=LINES[f][1], label=NAMES[f]) for f in FEATURES]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, handlelength=2, columnspacing=1)
+    handles = [Line2D([], [], color=look.colour, linestyle=look.dashes, label=look.name) for look in LOOKS.values()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, handlelength=2, columnspacing=1)
     caption = _panels_caption(sources, kinds, everything, normalise)
-    return FeatureFigure("feature_distribution", "Feature distributions by kind of image", caption, laid_out(figure))
+    return FeatureFigure("feature_distribution", "Feature distributions by kind of image", caption, _laid_out(figure))
+
+
+def _laid_out(figure: Figure) -> Figure:
+    """The figure with its layout settled: otherwise each format would work it out again."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
 
 
 def _pooled(sources: Iterable[SourceFeatures]) -> pd.DataFrame:
@@ -101,7 +178,7 @@ def _draw_panel(panel: Axes, values: pd.DataFrame, limits: pd.DataFrame) -> None
         sample = values[feature].dropna().to_numpy()
         if len(sample) == 0:
             continue
-        colour, dashes = LINES[feature]
+        colour, dashes = LOOKS[feature][2:]
         low, high = limits[feature].min(), limits[feature].max()
         scaled = (sample - low) / (high - low) if high > low else np.full(len(sample), beside)
         curve = density(scaled, grid)
@@ -130,7 +207,7 @@ def _panels_caption(
         panels.append(f"({letter}) {PANELS[kind][0]}: {count:,} image{'s' * (count != 1)} ({names})")
     if normalise == "common":
         measured = [feature for feature in FEATURES if everything[feature].notna().any()]
-        ranges = (f"{NAMES[f]} {everything[f].min():.4g} to {everything[f].max():.4g}" for f in measured)
+        ranges = (f"{LOOKS[f].name} {everything[f].min():.4g} to {everything[f].max():.4g}" for f in measured)
         scope = f"over the images of all panels together ({'; '.join(ranges)}), so that panels can be compared"
     else:
         scope = "over the images of each panel by itself, so that positions cannot be compared between panels"
@@ -164,7 +241,7 @@ def draw_sources(sources: Sequence[SourceFeatures], feature: str) -> FeatureFigu
         if background is not None:
             axes.fill_between(grid, row, row + _ROW_HEIGHT * background / background.max(), color="0.87", linewidth=0)
         _draw_row(axes, row, PANELS[source.category][1], source.values[feature].dropna().to_numpy(), grid)
-    axes.set(xlim=limits, ylim=(-0.15, len(sources)), xlabel=f"{NAMES[feature]} ({UNITS[feature]})")
+    axes.set(xlim=limits, ylim=(-0.15, len(sources)), xlabel=f"{LOOKS[feature].name} ({LOOKS[feature].unit})")
     axes.hlines(range(len(sources)), *limits, color="0.6", linewidth=0.5)
     axes.set_yticks(_ROW_HEIGHT / 4 + np.arange(len(sources)), names[::-1], parse_math=False)
     axes.tick_params(axis="y", length=0, pad=2)
@@ -172,9 +249,9 @@ def draw_sources(sources: Sequence[SourceFeatures], feature: str) -> FeatureFigu
     shown = [kind for kind in PANELS if any(source.category == kind for source in sources)]
     handles = [Line2D([], [], color=PANELS[kind][1], linewidth=3, label=PANELS[kind][0]) for kind in shown]
     handles += [Line2D([], [], color="0.87", linewidth=3, label="All real images")] * (background is not None)
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, handlelength=1)
-    title = f"{NAMES[feature]} by source"
-    return FeatureFigure(f"feature_{feature}", title, _sources_caption(sources, feature, limits), laid_out(figure))
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, handlelength=1)
+    title = f"{LOOKS[feature].name} by source"
+    return FeatureFigure(f"feature_{feature}", title, _sources_caption(sources, feature, limits), _laid_out(figure))
 
 
 def _limits(samples: Sequence[np.ndarray]) -> tuple[float, float]:
@@ -206,13 +283,36 @@ def _draw_row(axes: Axes, row: int, colour: str, values: np.ndarray, grid: np.nd
 
 def _sources_caption(sources: Sequence[SourceFeatures], feature: str, limits: tuple[float, float]) -> str:
     return (
-        f"{NAMES[feature]} ({UNITS[feature]}) of the images of each source, their number on the right. Gaussian kernel"
-        " densities with Scott's bandwidth, n^(-1/5) standard deviations, each drawn to the same height, with a line at"
-        " the median; a line alone is a source with a single value, or with a standard deviation below"
-        f" {NARROWEST:.0%} of the width. Gray, in every row: the images of all real sources"
-        f" together. Drawn from {limits[0]:.4g} to {limits[1]:.4g}, which leaves out at most one image in a thousand at"
-        f" each end.{_stand_ins(sources, STAND_IN_MARK)}"
+        f"{LOOKS[feature].name} ({LOOKS[feature].unit}) of the images of each source, their number on the right."
+        " Gaussian kernel densities with Scott's bandwidth, n^(-1/5) standard deviations, each drawn to the same height,"
+        " with a line at the median; a line alone is a source with a single value, or with a standard deviation below"
+        f" {NARROWEST:.0%} of the width. Gray, in every row: the images of all real sources together. Drawn from"
+        f" {limits[0]:.4g} to {limits[1]:.4g}, which leaves out at most one image in a thousand at each end."
+        f"{_stand_ins(sources, STAND_IN_MARK)}"
     )
+
+
+# ------------------------------------------------------------------------------------------------------------ density
+
+
+def density(values: np.ndarray, grid: np.ndarray) -> np.ndarray | None:
+    """Gaussian kernel density of values, float64 (N,), at the points of `grid`, evenly spaced.
+
+    None for values that a curve cannot show: a single one, or a standard deviation below NARROWEST of the grid's range.
+
+    The bandwidth is Scott's, N^(-1/5) standard deviations, or half a step of the grid where that is more: narrower
+    peaks would fall between its points. More than 5,000 values are counted in 2,048 bins first, which moves the curve
+    by less than a thousandth of its height.
+    """
+    deviation = values.std(ddof=1) if len(values) > 1 else 0.0
+    if deviation < NARROWEST * np.ptp(grid):
+        return None
+    bandwidth = max(len(values) ** -0.2, (grid[1] - grid[0]) / 2 / deviation)
+    if len(values) <= _MOST_UNBINNED:
+        return gaussian_kde(values, bw_method=bandwidth)(grid)
+    counts, edges = np.histogram(values, _BINS)
+    centres = (edges[1:] + edges[:-1]) / 2
+    return gaussian_kde(centres, bw_method=bandwidth, weights=counts)(grid)
 
 
 # ------------------------------------------------------------------------------------------------------------ files

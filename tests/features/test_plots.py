@@ -10,8 +10,16 @@ from PIL import Image
 from scipy.stats import gaussian_kde
 
 from dfbench.data.sources import CATALOGUE
-from dfbench.features.figures import FORMATS, LINES, FeatureFigure, density
-from dfbench.features.plots import build_feature_report, draw_panels, draw_sources, write_feature_report
+from dfbench.features.plots import (
+    FORMATS,
+    LOOKS,
+    FeatureFigure,
+    build_feature_report,
+    density,
+    draw_panels,
+    draw_sources,
+    write_feature_report,
+)
 from dfbench.features.schema import FEATURES
 from dfbench.features.statistics import SourceFeatures
 
@@ -39,7 +47,7 @@ def write_csvs(folder: Path, *names: str, count: int = 30) -> Path:
 
 def curves(drawn: FeatureFigure, panel: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Feature -> (x, y) of its curve or line in a panel."""
-    features = {colour: feature for feature, (colour, _) in LINES.items()}
+    features = {look.colour: feature for feature, look in LOOKS.items()}
     lines = drawn.figure.axes[panel].lines
     return {features[line.get_color()]: tuple(map(np.asarray, line.get_data())) for line in lines}
 
