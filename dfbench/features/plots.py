@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -22,7 +21,7 @@ from dfbench import figures
 from dfbench.data.sources import Category
 from dfbench.evaluation.tables import STAND_IN_MARK, STAND_IN_NOTE
 from dfbench.features.schema import FEATURES
-from dfbench.features.statistics import SourceFeatures, feature_table, read_features
+from dfbench.features.statistics import SourceFeatures, feature_table, pooled, read_features
 from dfbench.figures import save_figure, svg_element
 from dfbench.io import atomic_write, write_text
 from dfbench.table import Table, shortened, write_table
@@ -56,6 +55,10 @@ class Look(NamedTuple):
     unit: str
     colour: str
     dashes: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} ({self.unit})"
 
 
 LOOKS = {
@@ -122,27 +125,26 @@ def build_feature_report(features_dir: Path, *, normalise: str = "common") -> Fe
     """Draw and tabulate what `feature_distribution.py` wrote to `features_dir`.
 
     normalise: "common", one minimum and maximum a feature for all panels, or "panel", one for each panel. Raises
-    InputError as `feature_table.read_features` does.
+    InputError as `read_features` does.
     """
     sources = read_features(features_dir)
-    with matplotlib.rc_context(STYLE):
-        figures = [draw_panels(sources, normalise), *(draw_sources(sources, feature) for feature in FEATURES)]
-    return FeatureReport(figures, feature_table(sources))
+    drawn = [draw_panels(sources, normalise), *(draw_sources(sources, feature) for feature in FEATURES)]
+    return FeatureReport(drawn, feature_table(sources))
 
 
 # ------------------------------------------------------------------------------------------------- the paper's figure
 
 
+@matplotlib.rc_context(STYLE)
 def draw_panels(sources: Sequence[SourceFeatures], normalise: str) -> FeatureFigure:
     """Densities of all features, min-max-normalised, in one panel for each kind of source."""
     kinds = [kind for kind in PANELS if kind or any(source.category is None for source in sources)]
-    values = {kind: _pooled(source for source in sources if source.category == kind) for kind in kinds}
-    everything = _pooled(sources)
+    members = {kind: [source for source in sources if source.category == kind] for kind in kinds}
     rows = (len(kinds) + 1) // 2
     figure = Figure(figsize=(COLUMN_WIDTH, 0.55 + 1.28 * rows), layout="constrained")
     axes = figure.subplots(rows, 2, sharex=True, sharey=True).ravel()
     for letter, kind, panel in zip("abcde", kinds, axes, strict=False):
-        _draw_panel(panel, values[kind], everything if normalise == "common" else values[kind])
+        _draw_panel(panel, members[kind], sources if normalise == "common" else members[kind])
         panel.set_title(f"({letter}) {PANELS[kind][0]}", loc="left")
     for unused in axes[len(kinds) :]:
         unused.remove()
@@ -155,7 +157,7 @@ def draw_panels(sources: Sequence[SourceFeatures], normalise: str) -> FeatureFig
     figure.supxlabel(f"Feature, min-max-normalised over the {scope}", fontsize=7)
     handles = [Line2D([], [], color=look.colour, linestyle=look.dashes, label=look.name) for look in LOOKS.values()]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, handlelength=2, columnspacing=1)
-    caption = _panels_caption(sources, kinds, everything, normalise)
+    caption = _panels_caption(sources, members, normalise)
     return FeatureFigure("feature_distribution", "Feature distributions by kind of image", caption, _laid_out(figure))
 
 
@@ -166,27 +168,22 @@ def _laid_out(figure: Figure) -> Figure:
     return figure
 
 
-def _pooled(sources: Iterable[SourceFeatures]) -> pd.DataFrame:
-    frames = [source.values for source in sources]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=FEATURES, dtype=np.float64)
-
-
-def _draw_panel(panel: Axes, values: pd.DataFrame, limits: pd.DataFrame) -> None:
-    """One panel: each feature of `values`, normalised by its smallest and largest value in `limits`."""
+def _draw_panel(panel: Axes, members: Sequence[SourceFeatures], scope: Sequence[SourceFeatures]) -> None:
+    """One panel: each feature of its sources, normalised by its smallest and largest value in those of `scope`."""
     grid = np.linspace(0, 1, 2 * _POINTS)
-    for feature, beside in zip(FEATURES, np.linspace(0.4, 0.6, len(FEATURES)), strict=True):
-        sample = values[feature].dropna().to_numpy()
+    for (feature, look), beside in zip(LOOKS.items(), np.linspace(0.4, 0.6, len(LOOKS)), strict=True):
+        sample = pooled(members, feature)
         if len(sample) == 0:
             continue
-        colour, dashes = LOOKS[feature][2:]
-        low, high = limits[feature].min(), limits[feature].max()
+        limits = pooled(scope, feature)
+        low, high = limits.min(), limits.max()
         scaled = (sample - low) / (high - low) if high > low else np.full(len(sample), beside)
-        curve = density(scaled, grid)
+        curve, line = density(scaled, grid), {"color": look.colour, "linestyle": look.dashes, "linewidth": 1.2}
         if curve is None:
-            panel.axvline(np.median(scaled), color=colour, linestyle=dashes, linewidth=1.2, clip_on=False, gid="line")
+            panel.axvline(np.median(scaled), clip_on=False, gid="line", **line)
         else:
-            panel.plot(grid, curve, color=colour, linestyle=dashes, linewidth=1.2)
-    if values.empty:
+            panel.plot(grid, curve, **line)
+    if not members:
         panel.text(0.5, 0.5, "no images", transform=panel.transAxes, ha="center", va="center", color="0.4")
 
 
@@ -197,17 +194,18 @@ def _top(axes: Iterable[Axes]) -> float:
 
 
 def _panels_caption(
-    sources: Sequence[SourceFeatures], kinds: Sequence[Category | None], everything: pd.DataFrame, normalise: str
+    sources: Sequence[SourceFeatures], members: Mapping[Category | None, Sequence[SourceFeatures]], normalise: str
 ) -> str:
     panels = []
-    for letter, kind in zip("abcde", kinds, strict=False):
-        members = [source for source in sources if source.category == kind]
-        count = sum(len(source.values) for source in members)
-        names = ", ".join(shortened(source.name, 40) for source in members) or "none measured"
+    for letter, (kind, shown) in zip("abcde", members.items(), strict=False):
+        count = sum(len(source.values) for source in shown)
+        names = ", ".join(shortened(source.name, 40) for source in shown) or "none measured"
         panels.append(f"({letter}) {PANELS[kind][0]}: {count:,} image{'s' * (count != 1)} ({names})")
     if normalise == "common":
-        measured = [feature for feature in FEATURES if everything[feature].notna().any()]
-        ranges = (f"{LOOKS[f].name} {everything[f].min():.4g} to {everything[f].max():.4g}" for f in measured)
+        pools = {look.name: pooled(sources, feature) for feature, look in LOOKS.items()}
+        ranges = (
+            f"{name} {values.min():.4g} to {values.max():.4g}" for name, values in measured.items() if len(values)
+        )
         scope = f"over the images of all panels together ({'; '.join(ranges)}), so that panels can be compared"
     else:
         scope = "over the images of each panel by itself, so that positions cannot be compared between panels"
@@ -228,22 +226,23 @@ def _stand_ins(sources: Sequence[SourceFeatures], mark: str = "") -> str:
 # ------------------------------------------------------------------------------------------------- small multiples
 
 
+@matplotlib.rc_context(STYLE)
 def draw_sources(sources: Sequence[SourceFeatures], feature: str) -> FeatureFigure:
     """Density of one feature in each source, one below the other, over that of all real images."""
     figure = Figure(figsize=(COLUMN_WIDTH, 0.8 + 0.25 * len(sources)), layout="constrained")
     axes = figure.subplots()
-    real = _pooled(source for source in sources if source.is_real)[feature].dropna().to_numpy()
-    limits = _limits([source.values[feature].dropna().to_numpy() for source in sources])
+    samples = [pooled([source], feature) for source in sources]
+    limits = _limits(samples)
     grid = np.linspace(*limits, _POINTS)
-    background = density(real, grid)
+    background = density(pooled((source for source in sources if source.is_real), feature), grid)
     names = [shortened(source.name, 20) + STAND_IN_MARK * source.stand_in for source in sources]
-    for row, source in enumerate(reversed(sources)):
+    for row, (source, sample) in enumerate(zip(reversed(sources), reversed(samples), strict=True)):
         if background is not None:
             axes.fill_between(grid, row, row + _ROW_HEIGHT * background / background.max(), color="0.87", linewidth=0)
-        _draw_row(axes, row, PANELS[source.category][1], source.values[feature].dropna().to_numpy(), grid)
-    axes.set(xlim=limits, ylim=(-0.15, len(sources)), xlabel=f"{LOOKS[feature].name} ({LOOKS[feature].unit})")
+        _draw_row(axes, row, PANELS[source.category][1], sample, grid)
+    axes.set(xlim=limits, ylim=(-0.15, len(sources)), xlabel=LOOKS[feature].label)
     axes.hlines(range(len(sources)), *limits, color="0.6", linewidth=0.5)
-    axes.set_yticks(_ROW_HEIGHT / 4 + np.arange(len(sources)), names[::-1], parse_math=False)
+    axes.set_yticks(_ROW_HEIGHT / 4 + np.arange(len(sources)), names[::-1])
     axes.tick_params(axis="y", length=0, pad=2)
     axes.spines["left"].set_visible(False)
     shown = [kind for kind in PANELS if any(source.category == kind for source in sources)]
@@ -283,10 +282,10 @@ def _draw_row(axes: Axes, row: int, colour: str, values: np.ndarray, grid: np.nd
 
 def _sources_caption(sources: Sequence[SourceFeatures], feature: str, limits: tuple[float, float]) -> str:
     return (
-        f"{LOOKS[feature].name} ({LOOKS[feature].unit}) of the images of each source, their number on the right."
-        " Gaussian kernel densities with Scott's bandwidth, n^(-1/5) standard deviations, each drawn to the same height,"
-        " with a line at the median; a line alone is a source with a single value, or with a standard deviation below"
-        f" {NARROWEST:.0%} of the width. Gray, in every row: the images of all real sources together. Drawn from"
+        f"{LOOKS[feature].label} of the images of each source, their number on the right."
+        " Gaussian kernel densities with Scott's bandwidth, n^(-1/5) standard deviations, each drawn to the same"
+        " height, with a line at the median; a line alone is a source with a single value, or with a standard deviation"
+        f" below {NARROWEST:.0%} of the width. Gray, in every row: the images of all real sources together. Drawn from"
         f" {limits[0]:.4g} to {limits[1]:.4g}, which leaves out at most one image in a thousand at each end."
         f"{_stand_ins(sources, STAND_IN_MARK)}"
     )
