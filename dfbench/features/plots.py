@@ -203,9 +203,7 @@ def _panels_caption(
         panels.append(f"({letter}) {PANELS[kind][0]}: {count:,} image{'s' * (count != 1)} ({names})")
     if normalise == "common":
         pools = {look.name: pooled(sources, feature) for feature, look in LOOKS.items()}
-        ranges = (
-            f"{name} {values.min():.4g} to {values.max():.4g}" for name, values in measured.items() if len(values)
-        )
+        ranges = (f"{name} {values.min():.4g} to {values.max():.4g}" for name, values in pools.items() if len(values))
         scope = f"over the images of all panels together ({'; '.join(ranges)}), so that panels can be compared"
     else:
         scope = "over the images of each panel by itself, so that positions cannot be compared between panels"
