@@ -7,12 +7,18 @@ parsed.
 import io
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+
+from dfbench.io import atomic_write
+
+FORMATS = ("svg", "png", "pdf")
 
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -28,31 +34,45 @@ STYLE = {
 logging.getLogger("fontTools").setLevel(logging.WARNING)
 
 
-def save_figure(
-    figure: Figure,
-    target: Path | io.StringIO,
-    suffix: str,
-    *,
-    name: str,
-    title: str,
-    caption: str | None = None,
-    style: Mapping[str, Any] = STYLE,
-    **options: Any,
-) -> None:
-    """Write a figure as svg, png or pdf. Title and caption go into the file's metadata, the date stays out of them.
+@contextmanager
+def drawn_in(style: Mapping[str, Any]) -> Iterator[None]:
+    """matplotlib's settings for a figure; a letter that the font lacks becomes a box without a word."""
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
 
-    style: the one that the figure was drawn in. options: of `Figure.savefig`.
+
+@dataclass(frozen=True)
+class NamedFigure:
+    """One drawn figure. name: file name without suffix. title: a few words. caption: what a paper prints below it.
+
+    style: what it was drawn in. Title and caption go into a file's metadata, the date stays out of them.
     """
-    no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix, {})
-    metadata = {"Title": title, "Subject" if suffix == "pdf" else "Description": caption, **no_date}
-    # Clip paths and glyphs of an SVG are named by a hash with a salt: one a figure keeps them apart on one page.
-    with matplotlib.rc_context({**style, "svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script that the font lacks
-        figure.savefig(target, format=suffix, metadata=metadata, **options)
 
+    name: str
+    title: str
+    figure: Figure
+    style: Mapping[str, Any]
+    caption: str | None = None
 
-def svg_element(figure: Figure, **options: Any) -> str:
-    """A figure as an `<svg>` element, to stand in a page. options: see `save_figure`."""
-    text = io.StringIO()
-    save_figure(figure, text, "svg", **options)
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    def svg(self, **options: Any) -> str:
+        """The figure as an `<svg>` element, to stand in a page. options: of `Figure.savefig`."""
+        text = io.StringIO()
+        self._write(text, "svg", **options)
+        return text.getvalue()[text.getvalue().index("<svg") :]
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write the figure in all FORMATS, each put in place at once; the paths. An OSError has the file's name."""
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{self.name}.{suffix}" for suffix in FORMATS]
+        for path, suffix in zip(paths, FORMATS, strict=True):
+            with atomic_write(path) as temporary:
+                self._write(temporary, suffix)
+        return paths
+
+    def _write(self, target: Path | io.StringIO, suffix: str, **options: Any) -> None:
+        no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix, {})
+        metadata = {"Title": self.title, "Subject" if suffix == "pdf" else "Description": self.caption, **no_date}
+        # Clip paths and glyphs of an SVG are named by a hash with a salt: one a figure keeps them apart on one page.
+        with drawn_in({**self.style, "svg.hashsalt": self.name}):
+            self.figure.savefig(target, format=suffix, metadata=metadata, **options)

@@ -5,12 +5,11 @@ real images without and with distortions, AI-edited and AI-generated ones. Drawn
 Ito's colours, which colour-blind readers tell apart.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,28 +21,19 @@ from dfbench.data.sources import Category
 from dfbench.evaluation.tables import STAND_IN_MARK, STAND_IN_NOTE
 from dfbench.features.schema import FEATURES
 from dfbench.features.statistics import SourceFeatures, feature_table, pooled, read_features
-from dfbench.figures import save_figure, svg_element
-from dfbench.io import atomic_write, write_text
+from dfbench.figures import NamedFigure, drawn_in
+from dfbench.io import write_text
 from dfbench.table import Table, shortened, write_table
-
-FORMATS = ("svg", "png", "pdf")
 
 COLUMN_WIDTH = 3.5
 """Inches; two columns of a paper are about 7.1 inches wide."""
 
 STYLE = {
     **figures.STYLE,
-    "font.size": 7,
-    "axes.titlesize": 7,
-    "axes.labelsize": 7,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "legend.fontsize"), 7),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 6.5),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2.5),
     "savefig.dpi": 300,
 }
 
@@ -88,36 +78,10 @@ _ROW_HEIGHT = 0.85
 
 
 @dataclass(frozen=True)
-class FeatureFigure:
-    """One drawn figure. name: file name without suffix. title: a few words. caption: what a paper prints below it."""
-
-    name: str
-    title: str
-    caption: str
-    figure: Figure
-
-    def svg(self) -> str:
-        """The figure as an `<svg>` element."""
-        return svg_element(self.figure, **self._words())
-
-    def save(self, output_dir: Path) -> list[Path]:
-        """Write the figure in all FORMATS, each put in place at once; the paths. An OSError has the file's name."""
-        output_dir.mkdir(parents=True, exist_ok=True)
-        paths = [output_dir / f"{self.name}.{suffix}" for suffix in FORMATS]
-        for path, suffix in zip(paths, FORMATS, strict=True):
-            with atomic_write(path) as temporary:
-                save_figure(self.figure, temporary, suffix, **self._words())
-        return paths
-
-    def _words(self) -> dict[str, Any]:
-        return {"name": self.name, "title": self.title, "caption": self.caption, "style": STYLE}
-
-
-@dataclass(frozen=True)
 class FeatureReport:
     """All figures, the paper's first, and the table of medians and distances."""
 
-    figures: Sequence[FeatureFigure]
+    figures: Sequence[NamedFigure]
     table: Table
 
 
@@ -135,22 +99,23 @@ def build_feature_report(features_dir: Path, *, normalise: str = "common") -> Fe
 # ------------------------------------------------------------------------------------------------- the paper's figure
 
 
-@matplotlib.rc_context(STYLE)
-def draw_panels(sources: Sequence[SourceFeatures], normalise: str) -> FeatureFigure:
+@drawn_in(STYLE)
+def draw_panels(sources: Sequence[SourceFeatures], normalise: str) -> NamedFigure:
     """Densities of all features, min-max-normalised, in one panel for each kind of source."""
     kinds = [kind for kind in PANELS if kind or any(source.category is None for source in sources)]
     members = {kind: [source for source in sources if source.category == kind] for kind in kinds}
     rows = (len(kinds) + 1) // 2
     figure = Figure(figsize=(COLUMN_WIDTH, 0.55 + 1.28 * rows), layout="constrained")
     axes = figure.subplots(rows, 2, sharex=True, sharey=True).ravel()
+    peaks = []
     for letter, kind, panel in zip("abcde", kinds, axes, strict=False):
-        _draw_panel(panel, members[kind], sources if normalise == "common" else members[kind])
+        peaks += _draw_panel(panel, members[kind], sources if normalise == "common" else members[kind])
         panel.set_title(f"({letter}) {PANELS[kind][0]}", loc="left")
     for unused in axes[len(kinds) :]:
         unused.remove()
     for panel in axes[len(kinds) - 2 : len(kinds)]:
         panel.tick_params(labelbottom=True)
-    axes[0].set(xlim=(0, 1), ylim=(0, _top(axes)), xticks=(0, 0.5, 1), xticklabels=("0", "0.5", "1"))
+    axes[0].set(xlim=(0, 1), ylim=(0, 1.05 * max(peaks, default=1)), xticks=(0, 0.5, 1), xticklabels=("0", "0.5", "1"))
     for panel in axes[: len(kinds) : 2]:
         panel.set_ylabel("Density")
     scope = "range of all images" if normalise == "common" else "range of the panel"
@@ -158,7 +123,8 @@ def draw_panels(sources: Sequence[SourceFeatures], normalise: str) -> FeatureFig
     handles = [Line2D([], [], color=look.colour, linestyle=look.dashes, label=look.name) for look in LOOKS.values()]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, handlelength=2, columnspacing=1)
     caption = _panels_caption(sources, members, normalise)
-    return FeatureFigure("feature_distribution", "Feature distributions by kind of image", caption, _laid_out(figure))
+    title = "Feature distributions by kind of image"
+    return NamedFigure("feature_distribution", title, _laid_out(figure), STYLE, caption)
 
 
 def _laid_out(figure: Figure) -> Figure:
@@ -168,9 +134,12 @@ def _laid_out(figure: Figure) -> Figure:
     return figure
 
 
-def _draw_panel(panel: Axes, members: Sequence[SourceFeatures], scope: Sequence[SourceFeatures]) -> None:
-    """One panel: each feature of its sources, normalised by its smallest and largest value in those of `scope`."""
-    grid = np.linspace(0, 1, 2 * _POINTS)
+def _draw_panel(panel: Axes, members: Sequence[SourceFeatures], scope: Sequence[SourceFeatures]) -> list[float]:
+    """One panel: each feature of its sources, normalised by its smallest and largest value in those of `scope`.
+
+    Returns the heights of the curves.
+    """
+    grid, peaks = np.linspace(0, 1, 2 * _POINTS), []
     for (feature, look), beside in zip(LOOKS.items(), np.linspace(0.4, 0.6, len(LOOKS)), strict=True):
         sample = pooled(members, feature)
         if len(sample) == 0:
@@ -180,17 +149,13 @@ def _draw_panel(panel: Axes, members: Sequence[SourceFeatures], scope: Sequence[
         scaled = (sample - low) / (high - low) if high > low else np.full(len(sample), beside)
         curve, line = density(scaled, grid), {"color": look.colour, "linestyle": look.dashes, "linewidth": 1.2}
         if curve is None:
-            panel.axvline(np.median(scaled), clip_on=False, gid="line", **line)
+            panel.axvline(np.median(scaled), clip_on=False, **line)
         else:
             panel.plot(grid, curve, **line)
+            peaks.append(curve.max())
     if not members:
         panel.text(0.5, 0.5, "no images", transform=panel.transAxes, ha="center", va="center", color="0.4")
-
-
-def _top(axes: Iterable[Axes]) -> float:
-    """A common height: that of the highest curve."""
-    peaks = [line.get_ydata().max() for panel in axes for line in panel.lines if line.get_gid() is None]
-    return 1.05 * max(peaks, default=1.0)
+    return peaks
 
 
 def _panels_caption(
@@ -224,8 +189,8 @@ def _stand_ins(sources: Sequence[SourceFeatures], mark: str = "") -> str:
 # ------------------------------------------------------------------------------------------------- small multiples
 
 
-@matplotlib.rc_context(STYLE)
-def draw_sources(sources: Sequence[SourceFeatures], feature: str) -> FeatureFigure:
+@drawn_in(STYLE)
+def draw_sources(sources: Sequence[SourceFeatures], feature: str) -> NamedFigure:
     """Density of one feature in each source, one below the other, over that of all real images."""
     figure = Figure(figsize=(COLUMN_WIDTH, 0.8 + 0.25 * len(sources)), layout="constrained")
     axes = figure.subplots()
@@ -248,7 +213,8 @@ def draw_sources(sources: Sequence[SourceFeatures], feature: str) -> FeatureFigu
     handles += [Line2D([], [], color="0.87", linewidth=3, label="All real images")] * (background is not None)
     figure.legend(handles=handles, loc="outside upper center", ncols=2, handlelength=1)
     title = f"{LOOKS[feature].name} by source"
-    return FeatureFigure(f"feature_{feature}", title, _sources_caption(sources, feature, limits), _laid_out(figure))
+    caption = _sources_caption(sources, feature, limits)
+    return NamedFigure(f"feature_{feature}", title, _laid_out(figure), STYLE, caption)
 
 
 def _limits(samples: Sequence[np.ndarray]) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from dfbench import figures
 from dfbench.evaluation.evaluate import Evaluation, judged_numbers
 from dfbench.evaluation.ranking import roc_curve
-from dfbench.figures import svg_element
+from dfbench.figures import NamedFigure
 from dfbench.table import shortened
 
 _TEXT, _GRID = "#010203", "#040506"
@@ -222,7 +222,7 @@ def _name(text: str) -> str:
 
 def _finish(figure: Figure, name: str, title: str) -> str:
     """The drawing as an `<svg>` element in the page's colours, the same characters each time."""
-    svg = svg_element(figure, name=name, title=title, style=STYLE, transparent=True, bbox_inches="tight")
+    svg = NamedFigure(name, title, figure, STYLE).svg(transparent=True, bbox_inches="tight")
     svg = svg.replace(_TEXT, "currentColor").replace(_GRID, "var(--grid)")
     for i, colour in enumerate(_COLOURS):
         svg = svg.replace(colour, f"var(--c{i})")

@@ -11,9 +11,7 @@ from scipy.stats import gaussian_kde
 
 from dfbench.data.sources import CATALOGUE
 from dfbench.features.plots import (
-    FORMATS,
     LOOKS,
-    FeatureFigure,
     build_feature_report,
     density,
     draw_panels,
@@ -22,6 +20,7 @@ from dfbench.features.plots import (
 )
 from dfbench.features.schema import FEATURES
 from dfbench.features.statistics import SourceFeatures
+from dfbench.figures import FORMATS, NamedFigure
 
 
 def source(name: str, low: float, high: float, count: int = 40) -> SourceFeatures:
@@ -45,7 +44,7 @@ def write_csvs(folder: Path, *names: str, count: int = 30) -> Path:
     return folder
 
 
-def curves(drawn: FeatureFigure, panel: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def curves(drawn: NamedFigure, panel: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Feature -> (x, y) of its curve or line in a panel."""
     features = {look.colour: feature for feature, look in LOOKS.items()}
     lines = drawn.figure.axes[panel].lines
@@ -171,6 +170,11 @@ def test_every_source_has_a_row() -> None:
         assert line.get_ydata().max() == pytest.approx(row + 0.85)
     assert axes.get_xlabel().startswith("Spatial information")
     assert drawn.svg()  # a dollar sign is no mathematics
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_name_that_the_font_lacks_is_drawn_without_a_word() -> None:
+    assert draw_sources([source("图片", 0, 9)], "si").svg()
 
 
 @pytest.mark.filterwarnings("error")
