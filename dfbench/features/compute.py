@@ -28,9 +28,9 @@ instead, which makes it the contrast once more.
 
 import io
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -38,7 +38,6 @@ import scipy.fft
 from PIL import Image
 
 from dfbench.data.images import DECODER_ERRORS, FORMATS, MAX_PIXELS, ImageError, decoder_reason, read_image_file
-from dfbench.features.schema import COLUMNS
 
 _BRIGHTNESS_WEIGHTS = (0.2126, 0.7152, 0.0722)
 _BAND_PIXELS = 1 << 19
@@ -54,9 +53,8 @@ _NO_POWER = 1e-13
 """Share of the strongest coefficient's power below which a ring holds nothing but rounding."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFeatures:
-    """What is known of one image file.
+class ImageFeatures(NamedTuple):
+    """What is known of one image file, in the order of `schema.COLUMNS`.
 
     brightness, contrast, colorfulness, si: on the 0-255 scale (si may exceed it), NaN where undefined: the brightness
         of an image without a visible pixel, the si of one narrower or lower than 3 pixels.
@@ -93,23 +91,13 @@ def measure_image(path: Path) -> ImageFeatures:
         raise ImageError(f"cannot be decoded: {decoder_reason(error)}") from None
     gray = to_gray(rgb)
     brightness, colorfulness = colour_features(rgb, alpha)
-    return ImageFeatures(
-        brightness=brightness,
-        contrast=contrast(gray),
-        colorfulness=colorfulness,
-        si=spatial_information(gray),
-        width=size[0],
-        height=size[1],
-        format=image_format,
-        num_bytes=len(data),
-        spectral_slope=spectral_slope(gray),
-    )
+    values = brightness, contrast(gray), colorfulness, spatial_information(gray)
+    return ImageFeatures(*values, *size, image_format, len(data), spectral_slope(gray))
 
 
 def format_row(image: str, features: ImageFeatures) -> tuple[str, ...]:
-    """The CSV row of an image, in the order of COLUMNS: features with four decimals, NaN as an empty cell."""
-    values = {"image": image, "bytes": features.num_bytes}
-    return tuple(_cell(values.get(column) or getattr(features, column)) for column in COLUMNS)
+    """The CSV row of an image, in the order of `schema.COLUMNS`: features with four decimals, NaN as an empty cell."""
+    return (image, *map(_cell, features))
 
 
 def _cell(value: float | int | str) -> str:
@@ -255,8 +243,7 @@ def spectral_slope(gray: np.ndarray) -> float:
     return float(rings.fit @ np.log(means))
 
 
-@dataclass(frozen=True, slots=True)
-class _Rings:
+class _Rings(NamedTuple):
     """What the slope needs to know of a square of N pixels a side, whose rfft2 has N * (N // 2 + 1) coefficients.
 
     window: Hann window, float32 (N, N). share: weight of each coefficient in the mean of its ring, float32. order: the
