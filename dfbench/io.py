@@ -49,7 +49,8 @@ def file_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
         try:
             yield
         finally:
-            lock_path.unlink(missing_ok=True)  # while it is ours: who has it open already, looks again
+            with suppress(OSError):
+                lock_path.unlink()  # while it is ours: who has it open already, looks again
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

@@ -27,11 +27,7 @@ Batch = Sequence[str]
 
 def _files(csv_path: Path, columns: Sequence[str]) -> list[tuple[Path, Sequence[str]]]:
     """The three files of a CSV (rows, errors, warnings) and their columns."""
-    return [
-        (csv_path, columns),
-        (errors_path(csv_path), ERROR_COLUMNS),
-        (warnings_path(csv_path), WARNING_COLUMNS),
-    ]
+    return [(csv_path, columns), (errors_path(csv_path), ERROR_COLUMNS), (warnings_path(csv_path), WARNING_COLUMNS)]
 
 
 @contextmanager
