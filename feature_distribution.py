@@ -14,7 +14,6 @@ from pathlib import Path
 from dfbench import cli
 from dfbench.data.discovery import annotated_images, choose_images, find_images
 from dfbench.errors import InputError
-from dfbench.features.run import measure_sources
 from dfbench.parallel import available_cores
 from dfbench.paths import REPOSITORY, RESULTS
 
@@ -33,29 +32,22 @@ def main() -> None:
     args = parser.parse_args()
     images = annotated_images(args.annotations) if args.annotations else find_images(args.image_root)
     images = choose_images(images, args.sources, args.limit_per_source)
-    outcome = measure_sources(
-        images,
-        args.image_root,
-        args.output_dir,
-        workers=args.workers,
-        overwrite=args.overwrite,
-        quiet=args.quiet,
-    )
+    from dfbench.features.run import measure_sources  # OpenCV and SciPy: not for a wrong path or --help
+
+    options = {"workers": args.workers, "overwrite": args.overwrite, "quiet": args.quiet}
+    outcome = measure_sources(images, args.image_root, args.output_dir, **options)
     if outcome.num_measured == 0:
         raise InputError(
-            args.output_dir,
-            found=f"none of {outcome.num_errors} images could be measured ({outcome.errors[0]} says why)",
-            expected="images below --image_root",
-            remedy="correct --image_root",
+            f"None of {outcome.num_errors} images below {args.image_root} could be measured; {outcome.errors[0]} says "
+            "why. Correct --image_root."
         )
     rate = f", {outcome.num_new / outcome.seconds:.1f} images/s" if outcome.num_new else ""
     print(f"{outcome.num_measured} images of {len(images)} sources ({outcome.num_new} new{rate}): {args.output_dir}")
     if outcome.num_errors:
         raise InputError(
-            ", ".join(map(str, outcome.errors)),
-            found=f"{outcome.num_errors} image{'s' * (outcome.num_errors != 1)} that could not be measured",
-            expected="readable images only",
-            remedy="repair or remove them and repeat the command, which measures only them; all others are done",
+            f"{outcome.num_errors} image{'s' * (outcome.num_errors != 1)} could not be measured; see "
+            f"{', '.join(map(str, outcome.errors))}. Repair or remove them and repeat the command, which measures only "
+            "them."
         )
 
 

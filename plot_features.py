@@ -12,9 +12,8 @@ import sys
 from pathlib import Path
 
 from dfbench import cli
-from dfbench.features.plots import NORMALISATIONS, build_feature_report, write_feature_report
+from dfbench.features.schema import NORMALISATIONS, feature_csvs
 from dfbench.paths import RESULTS
-from dfbench.report.page import renew_features
 
 
 def main() -> None:
@@ -24,6 +23,10 @@ def main() -> None:
     add("--output_dir", type=Path, default=RESULTS / "figures", help="folder to write to")
     add("--normalise", choices=NORMALISATIONS, default="common", help="one range a feature, or one in each panel")
     args = parser.parse_args()
+    feature_csvs(args.features_dir)
+    from dfbench.features.plots import build_feature_report, write_feature_report  # not for a wrong path or --help
+    from dfbench.report.page import renew_features
+
     report = build_feature_report(args.features_dir, normalise=args.normalise)
     paths = write_feature_report(report, args.output_dir)
     page = args.output_dir.parent / "report.html"

@@ -1,4 +1,4 @@
-"""Small files as a whole: put in place at once, so that a reader never sees half of one; CSV rows and JSON objects."""
+"""Small files written as a whole, so that a reader never sees half of one; locks; lines of a CSV and JSON objects."""
 
 import csv
 import io
@@ -20,27 +20,37 @@ if TYPE_CHECKING:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`; what is written there takes the place of `path` at the end.
 
-    A block that fails leaves what was there before, and nothing beside it. An OSError has a file's name (see `naming`).
+    A block that fails leaves what was there before, and nothing beside it. An OSError gets the file's name: a full disk
+    shows in a write, whose error names none.
     """
     temporary = path.with_name(path.name + ".tmp")
-    with naming(path):
-        try:
-            yield temporary
-            temporary.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)
+        raise
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Say which file it was: a full disk shows in a write, whose error names none."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
+def file_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a file or folder, which need not exist: that of `.<name>.lock` beside it, removed at the end.
+
+    The lock goes with this process, however that ends. Forked children, which may outlive us, do not keep it: filelock
+    closes it in them. Raises filelock.Timeout where another process has it, unless we `wait`, and OSError where the
+    folder or the file system takes no lock.
+    """
+    lock_path = path.with_name(f".{path.name}.lock")
+    # A soft lock, filelock's way out on a file system without locks, would outlive a killed process.
+    with FileLock(lock_path, timeout=-1 if wait else 0, fallback_to_soft=False):
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                lock_path.unlink()  # while it is ours: who has it open already, looks again
 
 
 @contextmanager
@@ -104,13 +114,13 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
 
 
 def read_json_object(path: Path, *, expected: str, remedy: str) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises InputError in these words for anything else."""
+    """A JSON file that holds an object. Raises InputError for anything else, in these words."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        reason = f"broken JSON ({error})"
+        found = f"broken JSON ({error})"
     else:
         if isinstance(content, dict):
             return content
-        reason = shorten(content)
-    raise InputError(path, found=reason, expected=expected, remedy=remedy)
+        found = shorten(content)
+    raise InputError(f"{path} holds {found}, not {expected}: {remedy}.")

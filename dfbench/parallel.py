@@ -23,15 +23,25 @@ def available_cores() -> int:
 
 
 def progress_bar(
-    items: Iterable[Result] | None, description: str, unit: str, quiet: bool, total: int | None = None
+    items: Iterable[Result] | None,
+    description: str,
+    unit: str,
+    quiet: bool,
+    total: int | None = None,
+    num_done: int = 0,
 ) -> tqdm:
-    """Rate and time left, to iterate over or to `update`. Shows nothing where stderr is no terminal, or if `quiet`."""
-    disabled = True if quiet else None
-    return tqdm(items, description, total, unit=f" {unit}", unit_scale=True, disable=disabled, dynamic_ncols=True)
+    """Rate and time left, to iterate over or to `update`. Shows nothing where stderr is no terminal, or if `quiet`.
+
+    num_done: those of `total` that an earlier run did.
+    """
+    options = {"unit": f" {unit}", "unit_scale": True, "initial": num_done, "dynamic_ncols": True}
+    return tqdm(items, description, total, disable=True if quiet else None, **options)
 
 
-def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], num_workers: int) -> Iterator[tuple[Job, Result]]:
-    """(job, function(job)) of each job, in the order in which they end; one worker runs them here and in order.
+def run_jobs(
+    function: Callable[[Job], Result], jobs: Sequence[Job], num_workers: int, *, in_order: bool = False
+) -> Iterator[tuple[Job, Result]]:
+    """(job, function(job)) of each job as they end, or in the order of the jobs; one worker runs them here.
 
     function and jobs are sent to fresh processes, so both have to be picklable. An error in a job ends the whole.
     """
@@ -43,14 +53,12 @@ def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], num_workers
     with ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=context, initializer=_start_worker) as pool:
         job_of = {pool.submit(function, job): job for job in jobs}
         try:
-            for future in as_completed(job_of):
+            for future in list(job_of) if in_order else as_completed(job_of):
                 yield job_of.pop(future), future.result()  # popped, so that results do not pile up here
         except BrokenProcessPool:
             raise InputError(
-                "worker process",
-                found="that one was killed, perhaps for lack of memory",
-                expected=f"{num_workers} workers to the end",
-                remedy="repeat the command with fewer --workers; it goes on from there",
+                "A worker process was killed, perhaps for lack of memory. "
+                "Repeat the command with fewer --workers; it goes on from there."
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)  # an error ends the queue, not the jobs that are running

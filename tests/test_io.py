@@ -1,9 +1,13 @@
 import errno
+import subprocess
+import sys
+import time
 
 import pytest
+from filelock import Timeout
 
 from dfbench.errors import InputError
-from dfbench.io import atomic_write, csv_cells, csv_text, naming, read_json_object, write_json, write_text
+from dfbench.io import atomic_write, csv_cells, csv_text, file_lock, read_json_object, write_json, write_text
 
 WORDS = {"expected": "a recipe", "remedy": "write one"}
 
@@ -34,9 +38,45 @@ def test_what_fails_on_the_way_leaves_the_old_file(tmp_path):
 
 
 def test_an_error_that_names_its_file_keeps_the_name(tmp_path):
-    with pytest.raises(FileNotFoundError) as caught, naming(tmp_path / "a.txt"):
+    with pytest.raises(FileNotFoundError) as caught, atomic_write(tmp_path / "a.txt"):
         (tmp_path / "other.txt").read_bytes()
     assert caught.value.filename == str(tmp_path / "other.txt")
+
+
+def test_a_lock_is_held_by_one_and_leaves_nothing(tmp_path):
+    path = tmp_path / "a.csv"
+    with file_lock(path):
+        with pytest.raises(Timeout), file_lock(path):
+            pass
+        with file_lock(tmp_path / "b.csv"):
+            pass
+    with file_lock(path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+WAIT = """
+import sys
+from pathlib import Path
+from dfbench.io import file_lock
+print("waiting", flush=True)
+with file_lock(Path(sys.argv[1]), wait=True):
+    print("mine", flush=True)
+"""
+
+
+def test_a_lock_can_be_waited_for(tmp_path):
+    """The file of the lock is removed at its end; who waits does not take the removed one."""
+    path = tmp_path / "folder"
+    with file_lock(path):
+        others = [
+            subprocess.Popen([sys.executable, "-c", WAIT, path], stdout=subprocess.PIPE, text=True) for _ in range(2)
+        ]
+        assert [other.stdout.readline() for other in others] == ["waiting\n"] * 2
+        time.sleep(0.2)
+        assert [other.poll() for other in others] == [None] * 2
+    assert [other.communicate(timeout=30)[0] for other in others] == ["mine\n"] * 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_come_back_as_they_were_written():
@@ -59,5 +99,5 @@ def test_json_comes_back_as_it_was_written(tmp_path):
 def test_anything_but_an_object_is_named(tmp_path, content, found):
     path = tmp_path / "a.json"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=rf"a\.json.*{found}.*a recipe.*write one"):
+    with pytest.raises(InputError, match=rf"a\.json holds {found}.*, not a recipe: write one\."):
         read_json_object(path, **WORDS)

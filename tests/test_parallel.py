@@ -18,6 +18,10 @@ import os, time
 def square(number):
     return number * number
 
+def wait(seconds):
+    time.sleep(seconds)
+    return seconds
+
 def process_id(_):
     time.sleep(0.05)
     return os.getpid()
@@ -43,6 +47,11 @@ def jobs(tmp_path, monkeypatch):
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_every_job_comes_back_with_its_result(jobs, num_workers):
     assert sorted(run_jobs(jobs.square, range(20), num_workers)) == [(i, i * i) for i in range(20)]
+
+
+def test_results_in_the_order_of_the_jobs(jobs):
+    """The first job ends last."""
+    assert list(run_jobs(jobs.wait, [0.3, 0, 0.01], 2, in_order=True)) == [(0.3, 0.3), (0, 0), (0.01, 0.01)]
 
 
 def test_no_jobs(jobs):

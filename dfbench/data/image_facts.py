@@ -11,6 +11,7 @@ from PIL import Image
 
 from dfbench.data.images import DECODER_ERRORS, FORMATS, MAX_PIXELS
 from dfbench.parallel import progress_bar
+from dfbench.paths import result_csvs
 
 FACTS = ("width", "height", "bytes", "format")
 
@@ -32,9 +33,7 @@ def read_facts(images: Sequence[str], image_root: Path, features_dir: Path | Non
 def _facts_of_features(folder: Path) -> pd.DataFrame:
     """FACTS out of the CSVs of `feature_distribution.py` that have them."""
     tables = []
-    for path in sorted(folder.glob("*.csv")):
-        if path.name.endswith((".errors.csv", ".warnings.csv")):
-            continue
+    for path in result_csvs(folder):
         try:
             table = pd.read_csv(path, usecols=["image", *FACTS], index_col="image", encoding="utf-8-sig")
             tables.append(table.astype(_NUMBERS))

@@ -1,22 +1,21 @@
 """Measure the images of whole sources on all cores: one CSV a source, resumable, bad images listed beside it.
 
-`<source>.csv` has the columns of `dfbench.features.compute`, one row an image in the order of their paths;
-`<source>.errors.csv` (`image,error`) lists those that cannot be measured; `<source>.json` says what measured them. All
-three are put in place at the end of a source. Until then its rows pile up in `<source>.csv.part`, from which a killed
-run goes on.
+`<source>.csv` has the columns of `dfbench.features.schema`, one row an image in the order of their paths;
+`<source>.errors.csv` (`image,error`) lists those that cannot be measured; `<source>.json` says what measured them.
+Until a source is finished, its new rows lie in a part beside the CSV, from which a killed run goes on: see
+`dfbench.predictions.writer`.
 
 What a CSV holds is not measured again, even where the run has more images than the last one; errors are tried again.
 """
 
 import ctypes
-import os
 import platform
 import sys
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -24,17 +23,27 @@ from tqdm import tqdm
 
 from dfbench.data.discovery import Images, printable
 from dfbench.data.images import ImageError
-from dfbench.errors import InputError, shorten
-from dfbench.features.compute import COLUMNS, format_row, measure_image
-from dfbench.io import csv_cells, csv_text, naming, write_json, write_text
-from dfbench.parallel import run_jobs
-from dfbench.predictions.schema import ERROR_COLUMNS, errors_path, info_path
+from dfbench.features.compute import format_row, measure_image
+from dfbench.features.schema import COLUMNS
+from dfbench.io import write_json
+from dfbench.parallel import progress_bar, run_jobs
+from dfbench.predictions.schema import errors_path, info_path, read_info
+from dfbench.predictions.writer import (
+    RecordWriter,
+    check_known,
+    consolidate,
+    only_run,
+    part_path,
+    remove_errors,
+    remove_results,
+    written_cells,
+)
 from dfbench.provenance import describe_software
 
 BATCH_SIZE = 8
 """Images that a worker measures before they are written: what a killed run loses, for each worker."""
 
-Rows = list[tuple[str, ...]]
+_Rows = list[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -57,112 +66,81 @@ class _Job:
     images: tuple[str, ...]
 
 
+_Results = Iterable[tuple[_Job, tuple[_Rows, _Rows]]]
+"""Jobs, and the CSV rows and (image, error) pairs of each."""
+
+
 def measure_sources(
     images: Images, image_root: Path, output_dir: Path, *, workers: int, overwrite: bool = False, quiet: bool = False
 ) -> Outcome:
     """Measure all images that `output_dir` does not hold yet, and write the files of each source.
 
-    Raises InputError where a CSV holds images that are not of this run, and where a worker process is killed; OSError
-    with the CSV as its file where one cannot be written.
+    Raises InputError where a CSV holds images that are not of this run or has other columns, where another run is
+    writing to it, where it cannot be written, and where a worker process is killed.
     """
     started = time.monotonic()
-    stores = {source: _Store(output_dir / f"{source}.csv", image_root, overwrite) for source in images}
-    jobs = [job for source in images for job in _jobs(source, images[source], stores[source])]
-    left = Counter(job.source for job in jobs)
-    errors: dict[str, Rows] = defaultdict(list)
-    num_images, num_new = sum(map(len, images.values())), sum(len(job.images) for job in jobs)
-    for source in (source for source in images if left[source] == 0):
-        stores[source].finish(images[source], [])
-    hide = quiet or not sys.stderr.isatty()
-    with tqdm(total=num_images, initial=num_images - num_new, unit="img", smoothing=0.05, disable=hide) as bar:
-        for job, (rows, failed) in run_jobs(partial(measure_batch, image_root), jobs, workers):
-            stores[job.source].append(rows)
-            errors[job.source] += failed
-            left[job.source] -= 1
-            if left[job.source] == 0:
-                stores[job.source].finish(images[job.source], errors[job.source])
-            bar.update(len(job.images))
-    num_errors = sum(map(len, errors.values()))
-    listed = [errors_path(stores[source].path) for source in images if errors[source]]
-    return Outcome(num_images - num_errors, num_errors, num_new, time.monotonic() - started, listed)
+    csv_paths = {source: output_dir / f"{source}.csv" for source in images}
+    for csv_path in csv_paths.values():
+        with only_run(csv_path):  # where another run has one of them, nothing is touched
+            pass
+    missing = {source: _missing(csv_paths[source], keys, overwrite) for source, keys in images.items()}
+    jobs = [
+        _Job(source, tuple(keys[start : start + BATCH_SIZE]))
+        for source, keys in missing.items()
+        for start in range(0, len(keys), BATCH_SIZE)
+    ]
+    num_images, num_new = sum(map(len, images.values())), sum(map(len, missing.values()))
+    num_errors = dict.fromkeys(images, 0)
+    with progress_bar(None, "measuring", "images", quiet, num_images, num_images - num_new) as bar:
+        for source in (source for source in images if not missing[source]):
+            _write_source(csv_paths[source], images[source], image_root, [], bar)
+        results = run_jobs(partial(measure_batch, image_root), jobs, workers, in_order=True)
+        for source, group in groupby(results, key=lambda result: result[0].source):
+            num_errors[source] = _write_source(csv_paths[source], images[source], image_root, group, bar)
+    total = sum(num_errors.values())
+    listed = [errors_path(csv_paths[source]) for source in images if num_errors[source]]
+    return Outcome(num_images - total, total, num_new, time.monotonic() - started, listed)
 
 
-def _jobs(source: str, keys: Sequence[str], store: "_Store") -> Iterator[_Job]:
-    """The images that the store does not hold, in batches."""
-    known = store.lines()
-    if strangers := sorted(known.keys() - set(keys)):
-        raise InputError(
-            store.path,
-            found=f"{len(strangers)} measured images that this run leaves out, {strangers[0]} first",
-            expected=f"none but the {len(keys)} images of this run",
-            remedy="choose no fewer images than before (--limit_per_source, --annotations, --image_root), name another "
-            "--output_dir for a smaller choice, or start over with --overwrite",
-        )
-    missing = [key for key in keys if key not in known]
-    for start in range(0, len(missing), BATCH_SIZE):
-        yield _Job(source, tuple(missing[start : start + BATCH_SIZE]))
+def _missing(csv_path: Path, images: Sequence[str], overwrite: bool) -> list[str]:
+    """The images that the CSV and its parts have no row of."""
+    if overwrite:
+        with only_run(csv_path):
+            remove_results(csv_path)
+    measured, _, _ = written_cells(csv_path, COLUMNS)
+    check_known(csv_path, measured, map(printable, images))
+    return [image for image in images if printable(image) not in measured]
 
 
-class _Store:
-    """The files of one source."""
+def _write_source(csv_path: Path, images: Sequence[str], image_root: Path, results: _Results, bar: tqdm) -> int:
+    """Append results as they come, and bring the files of a source into the order of its images at the end.
 
-    def __init__(self, path: Path, image_root: Path, overwrite: bool) -> None:
-        self.path, self.image_root = path, image_root
-        self._part = path.with_name(path.name + ".part")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            for old in (path, self._part, errors_path(path), info_path(path)):
-                old.unlink(missing_ok=True)
-        if self._part.exists():  # a kill can leave half a line
-            os.truncate(self._part, self._part.read_bytes().rfind(b"\n") + 1)
-
-    def lines(self) -> dict[str, str]:
-        """Image -> its line of the CSV, of all that is measured. Raises InputError for a CSV with other columns."""
-        found = {}
-        for path in (self.path, self._part):
-            text = path.read_bytes().decode(errors="replace") if path.exists() else ""
-            header, *lines = text.split("\n")
-            if text and header != ",".join(COLUMNS):
-                raise InputError(
-                    path,
-                    found=f"the header {shorten(header)}",
-                    expected=",".join(COLUMNS),
-                    remedy="name another --output_dir, or start over with --overwrite",
-                )
-            # What follows the last line break is "", or half a row.
-            rows = ((csv_cells(line), line + "\n") for line in lines[:-1])
-            found.update((cells[0], line) for cells, line in rows if len(cells) == len(COLUMNS))
-        return found
-
-    def append(self, rows: Rows) -> None:
-        """Keep measured rows; they have reached the operating system when this returns."""
-        with naming(self._part), self._part.open("a", encoding="utf-8", newline="") as file:
-            file.write(csv_text([COLUMNS] * (file.tell() == 0) + rows))
-
-    def finish(self, keys: Sequence[str], errors: Rows) -> None:
-        """Put the CSV in place, in the order of `keys`, and its errors and metadata before it.
-
-        A CSV that holds just these rows already stays as it is, and broken lines are dropped from any other.
-        """
-        known = self.lines()
-        text = "".join([csv_text([COLUMNS]), *(known[key] for key in keys if key in known)])
-        if errors:
-            write_text(errors_path(self.path), csv_text([ERROR_COLUMNS, *sorted(errors)]))
-        else:
-            errors_path(self.path).unlink(missing_ok=True)
-            if not self._part.exists() and self.path.exists() and self.path.read_bytes() == text.encode():
-                return
-        software = describe_software(("opencv-python-headless", "pillow", "numpy", "scipy"))
-        counts = {"num_images": len(known), "num_errors": len(errors), "image_root": str(self.image_root)}
-        write_json(info_path(self.path), {"source": self.path.stem, **counts, **software})
-        write_text(self.path, text)
-        self._part.unlink(missing_ok=True)
+    A CSV that holds just these rows already stays as it is. Returns the number of images that cannot be measured.
+    """
+    batches = [[printable(image)] for image in images]
+    num_errors = num_new = 0
+    with only_run(csv_path):
+        remove_errors(csv_path)
+        consolidate(csv_path, batches, columns=COLUMNS)
+        with RecordWriter(part_path(csv_path, 0), COLUMNS) as writer:
+            for job, (rows, errors) in results:
+                writer.write(rows, errors)
+                num_errors += len(errors)
+                num_new += len(job.images)
+                bar.update(len(job.images))
+        consolidate(csv_path, batches, columns=COLUMNS)
+        counts = {"num_images": len(images) - num_errors, "num_errors": num_errors}
+        if num_new or not counts.items() <= read_info(csv_path).items():
+            software = describe_software(("opencv-python-headless", "pillow", "numpy", "scipy"))
+            content = {"source": csv_path.stem, **counts, "image_root": str(image_root), **software}
+            write_json(info_path(csv_path), content)
+    return num_errors
 
 
 # --------------------------------------------------------------------------------------------------- in the workers
 
 
-def measure_batch(image_root: Path, job: _Job) -> tuple[Rows, Rows]:
+def measure_batch(image_root: Path, job: _Job) -> tuple[_Rows, _Rows]:
     """(CSV rows, (image, error) pairs) of the images of one job, measured in this process."""
     prepare_process()
     rows, errors = [], []

@@ -14,7 +14,7 @@ how far apart real sources are from each other, which is the measure for the gen
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from scipy import stats
 from dfbench.data.sources import CATALOGUE, Category
 from dfbench.errors import InputError, shorten
 from dfbench.evaluation.tables import STAND_IN_MARK, STAND_IN_NOTE
-from dfbench.features.compute import COLUMNS, FEATURES
+from dfbench.features.schema import COLUMNS, FEATURES, feature_csvs, no_features
 from dfbench.table import Table
 
 PAPER_CATEGORIES = (Category.REAL_PRISTINE, Category.REAL_DISTORTED, Category.AI_EDITED, Category.AI_GENERATED)
@@ -43,8 +43,6 @@ NUM_RESAMPLES = 200
 BOOTSTRAP_CELLS = 512
 SMALLEST_BOOTSTRAP = 20
 """Images on a side below which a bootstrap says little, so that no interval is given."""
-
-_SUFFIXES_OF_OTHERS = (".errors.csv", ".warnings.csv")
 
 
 @dataclass(frozen=True)
@@ -66,21 +64,20 @@ class SourceFeatures:
         return self.category in REAL_CATEGORIES
 
 
+def pooled(sources: Iterable[SourceFeatures], feature: str) -> np.ndarray:
+    """The values of all images of the sources that have the feature, float64 (N,)."""
+    return np.concatenate([*(source.values[feature].dropna().to_numpy() for source in sources), np.empty(0)])
+
+
 def read_features(folder: Path) -> list[SourceFeatures]:
     """All sources of a folder, in the order of the catalogue, unknown ones last; CSVs without a row are left out.
 
     Raises InputError for a missing folder, one without any measured image, a missing column, a cell that is no number,
     a row longer than the header, and an image that stands in two rows.
     """
-    paths = sorted(path for path in folder.glob("*.csv") if not path.name.endswith(_SUFFIXES_OF_OTHERS))
-    sources = [source for source in map(_read_source, paths) if len(source.values)]
+    sources = [source for source in map(_read_source, feature_csvs(folder)) if len(source.values)]
     if not sources:
-        raise InputError(
-            folder,
-            found="no CSV with a measured image" if folder.is_dir() else "no such folder",
-            expected=f"{','.join(COLUMNS[:5])} of each source",
-            remedy="run feature_distribution.py first, or name its output with --features_dir",
-        )
+        raise no_features(folder)
     order = list(CATALOGUE)
     return sorted(sources, key=lambda source: order.index(source.name) if source.name in order else len(order))
 
@@ -89,14 +86,14 @@ def _read_source(path: Path) -> SourceFeatures:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise _bad(path, " ".join(str(error).split())) from None
+        raise _bad(f"{path} cannot be read as CSV ({error})") from None
     if not isinstance(table.index, pd.RangeIndex):  # pandas took the first cells for an index
         raise _long_row(path)
     missing = [column for column in COLUMNS[:5] if column not in table]
     if missing:
-        raise _bad(path, f"no column {', '.join(missing)}")
+        raise _bad(f"{path} has no column {', '.join(missing)}")
     if (twice := table["image"].duplicated()).any():
-        raise _bad(path, f"image {table['image'][twice.idxmax()]} in two rows")
+        raise _bad(f"{path} has the image {table['image'][twice.idxmax()]} in two rows")
     values = pd.DataFrame({feature: _numbers(table, feature, path) for feature in FEATURES})
     known = CATALOGUE.get(path.stem)
     return SourceFeatures(path.stem, known and known.category, bool(known and known.stand_in), values)
@@ -110,7 +107,7 @@ def _numbers(table: pd.DataFrame, feature: str, path: Path) -> pd.Series:
     wrong = ~np.isfinite(numbers) & (table[feature] != "")
     if wrong.any():
         row = wrong.idxmax()
-        raise _bad(f"{path}: row {row + 2}, column {feature}", shorten(table[feature][row]), "a number")
+        raise _bad(f"{path}, row {row + 2}, column {feature}: {shorten(table[feature][row])} is no number")
     return numbers.astype(np.float64)
 
 
@@ -120,11 +117,11 @@ def _long_row(path: Path) -> InputError:
         reader = csv.reader(file)
         num_columns = len(next(reader))
         num_cells = next((len(row) for row in reader if len(row) > num_columns), num_columns)
-        return _bad(f"{path}: line {reader.line_num}", f"{num_cells} cells", f"{num_columns} cells, as in the header")
+        return _bad(f"{path}, line {reader.line_num}: {num_cells} cells under a header of {num_columns}")
 
 
-def _bad(where: object, found: str, expected: str = f"a CSV with {','.join(COLUMNS)}") -> InputError:
-    return InputError(where, found=found, expected=expected, remedy="measure the source again with --overwrite")
+def _bad(fault: str) -> InputError:
+    return InputError(f"{fault}. Measure the source again with feature_distribution.py --overwrite.")
 
 
 def feature_table(sources: Sequence[SourceFeatures]) -> Table:
@@ -156,12 +153,11 @@ def feature_table(sources: Sequence[SourceFeatures]) -> Table:
 
 def _row(source: SourceFeatures, feature: str, sources: Sequence[SourceFeatures]) -> tuple:
     """One row of the frame, in the order of COLUMNS_OF_TABLE."""
-    values = source.values[feature].dropna().to_numpy()
-    others = [other.values[feature].dropna() for other in sources if other.is_real and other is not source]
-    reference = np.concatenate(others) if others else np.empty(0)
-    category = str(source.category or "other")
+    values = pooled([source], feature)
+    reference = pooled((other for other in sources if other.is_real and other is not source), feature)
+    counts = (len(source.values), len(values))
     distances = (*wasserstein(values, reference), *kolmogorov_smirnov(values, reference))
-    return (feature, source.name, category, len(source.values), len(values), *_quartiles(values), *distances)
+    return (feature, source.name, str(source.category or "other"), *counts, *_quartiles(values), *distances)
 
 
 def _number(value: float) -> str:
@@ -197,8 +193,8 @@ def kolmogorov_smirnov(a: np.ndarray, b: np.ndarray) -> tuple[float, float, floa
 def wasserstein(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     """(distance, lower end, upper end) of two samples, float64 (N,) and (M,), in their unit; NaN for an empty cell.
 
-    The bootstrap redraws both samples, rounded to 512 quantiles of their union, and takes the area between the changes
-    of their distribution functions: that far, in 95 % of the redraws at most, the distance is off.
+    The bootstrap resamples both, rounded to 512 quantiles of their union, and takes the area between the changes of
+    their distribution functions: that far, in 95 % of the resamples at most, the distance is off.
     """
     if len(a) == 0 or len(b) == 0:
         return np.nan, np.nan, np.nan
@@ -211,8 +207,8 @@ def wasserstein(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     for sample, sign in ((a, 1), (b, -1)):
         nearest = np.searchsorted((grid[1:] + grid[:-1]) / 2, sample)
         shares = np.bincount(nearest, minlength=len(grid)) / len(sample)
-        redrawn = generator.multinomial(len(sample), shares, size=NUM_RESAMPLES) / len(sample)
-        change += sign * (redrawn - shares)
+        resampled = generator.multinomial(len(sample), shares, size=NUM_RESAMPLES) / len(sample)
+        change += sign * (resampled - shares)
     areas = np.abs(change.cumsum(axis=1))[:, :-1] @ np.diff(grid)
     deviation = np.quantile(areas, CONFIDENCE)
     return distance, max(0.0, distance - deviation), distance + deviation

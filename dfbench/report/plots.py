@@ -6,8 +6,6 @@ which colour-blind readers tell apart, and lines differ in dashes as well. Names
 drawn, never parsed.
 """
 
-import io
-import warnings
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -15,8 +13,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dfbench import figures
 from dfbench.evaluation.evaluate import Evaluation, judged_numbers
 from dfbench.evaluation.ranking import roc_curve
+from dfbench.figures import NamedFigure
 from dfbench.table import shortened
 
 _TEXT, _GRID = "#010203", "#040506"
@@ -30,24 +30,19 @@ _MOST_POINTS = 400
 _LONGEST_NAME = 24
 
 STYLE = {
-    "font.family": "DejaVu Sans",
+    **figures.STYLE,
     "font.size": 9,
     "axes.edgecolor": _TEXT,
     "axes.labelcolor": _TEXT,
     "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": _GRID,
     "grid.linewidth": 0.6,
     "text.color": _TEXT,
-    "text.parse_math": False,
     "xtick.color": _TEXT,
     "ytick.color": _TEXT,
-    "legend.frameon": False,
     "legend.fontsize": 8,
     "lines.linewidth": 1.6,
-    "svg.fonttype": "path",
 }
 
 
@@ -227,15 +222,8 @@ def _name(text: str) -> str:
 
 def _finish(figure: Figure, name: str, title: str) -> str:
     """The drawing as an `<svg>` element in the page's colours, the same characters each time."""
-    text = io.StringIO()
-    # Clip paths and glyphs are named by a hash with a salt: one a figure keeps them apart on one page.
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script that the font lacks
-        figure.savefig(
-            text, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Title": title}
-        )
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_TEXT, "currentColor").replace(_GRID, "var(--grid)")
+    svg = NamedFigure(name, title, figure, STYLE).svg(transparent=True, bbox_inches="tight")
+    svg = svg.replace(_TEXT, "currentColor").replace(_GRID, "var(--grid)")
     for i, colour in enumerate(_COLOURS):
         svg = svg.replace(colour, f"var(--c{i})")
     return svg

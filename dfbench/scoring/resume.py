@@ -10,7 +10,7 @@ from dfbench.data.annotations import Sample
 from dfbench.errors import InputError, shorten
 from dfbench.io import write_json
 from dfbench.predictions.schema import NOT_FINITE, info_path, read_info
-from dfbench.predictions.writer import consolidate, refuse_busy, remove_results, written_cells
+from dfbench.predictions.writer import consolidate, remove_results, written_cells
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +41,9 @@ def begin(
     """Bring what earlier runs left into order for this one: parts merged, what is not done dropped.
 
     usable: whether an image can be prepared now. A batch with an image that could not be then and can be now is done
-    again. Raises InputError where the file was begun with another model, dtype, protocol, or other annotations, and
-    where another run is writing to it.
+    again. The caller holds the lock of the file (`only_run`). Raises InputError where the file was begun with another
+    model, dtype, protocol, or other annotations.
     """
-    refuse_busy(csv_path)
     if overwrite:
         remove_results(csv_path)
     rows, errors, _ = written_cells(csv_path)

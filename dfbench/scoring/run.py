@@ -205,7 +205,7 @@ def _score(
     mine = shard(left, [batch.total.tokens for batch in plan.batches], ranks.world)[ranks.rank]
     num_done = sum(len(images[index]) for index in done) if ranks.world == 1 else 0
     path = args.output_csv if ranks.world == 1 else part_path(args.output_csv, ranks.rank)
-    with RecordWriter(path) as writer:
+    with nullcontext() if ranks.is_main else only_run(path), RecordWriter(path) as writer:
         return score_batches(
             [plan.batches[index] for index in mine],
             partial(

@@ -10,10 +10,17 @@ from PIL import Image
 from scipy.stats import gaussian_kde
 
 from dfbench.data.sources import CATALOGUE
-from dfbench.features.compute import FEATURES
-from dfbench.features.figures import FORMATS, LINES, FeatureFigure, density
-from dfbench.features.plots import build_feature_report, draw_panels, draw_sources, write_feature_report
+from dfbench.features.plots import (
+    LOOKS,
+    build_feature_report,
+    density,
+    draw_panels,
+    draw_sources,
+    write_feature_report,
+)
+from dfbench.features.schema import FEATURES
 from dfbench.features.statistics import SourceFeatures
+from dfbench.figures import FORMATS, NamedFigure
 
 
 def source(name: str, low: float, high: float, count: int = 40) -> SourceFeatures:
@@ -37,9 +44,9 @@ def write_csvs(folder: Path, *names: str, count: int = 30) -> Path:
     return folder
 
 
-def curves(drawn: FeatureFigure, panel: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def curves(drawn: NamedFigure, panel: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Feature -> (x, y) of its curve or line in a panel."""
-    features = {colour: feature for feature, (colour, _) in LINES.items()}
+    features = {look.colour: feature for feature, look in LOOKS.items()}
     lines = drawn.figure.axes[panel].lines
     return {features[line.get_color()]: tuple(map(np.asarray, line.get_data())) for line in lines}
 
@@ -163,6 +170,11 @@ def test_every_source_has_a_row() -> None:
         assert line.get_ydata().max() == pytest.approx(row + 0.85)
     assert axes.get_xlabel().startswith("Spatial information")
     assert drawn.svg()  # a dollar sign is no mathematics
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_name_that_the_font_lacks_is_drawn_without_a_word() -> None:
+    assert draw_sources([source("图片", 0, 9)], "si").svg()
 
 
 @pytest.mark.filterwarnings("error")

@@ -1,7 +1,6 @@
 """Measuring whole sources: what is written, in which order, and what an interrupted run leaves."""
 
 import csv
-import errno
 import json
 import os
 import sys
@@ -14,8 +13,10 @@ from PIL import Image
 from dfbench.data.discovery import Images, find_images
 from dfbench.errors import InputError
 from dfbench.features import run as feature_run
-from dfbench.features.compute import COLUMNS, format_row, measure_image
+from dfbench.features.compute import format_row, measure_image
 from dfbench.features.run import BATCH_SIZE, measure_sources
+from dfbench.features.schema import COLUMNS
+from dfbench.predictions.writer import only_run
 
 NUM_IMAGES = 3 * BATCH_SIZE + 2
 
@@ -69,7 +70,7 @@ def test_resume_from_any_byte(root: Path, tmp_path: Path, kept: int | None) -> N
     whole = contents(tmp_path / "whole")
     header, *rows = whole["many.csv"].splitlines(keepends=True)
     (tmp_path / "part").mkdir()
-    (tmp_path / "part" / "many.csv.part").write_bytes(b"".join([header, *rows[8:16], *rows[:8], *rows[16:]])[:kept])
+    (tmp_path / "part" / "many.part0.csv").write_bytes(b"".join([header, *rows[8:16], *rows[:8], *rows[16:]])[:kept])
     assert measure(root, tmp_path / "part").num_measured == NUM_IMAGES - 2 + 1
     assert contents(tmp_path / "part") == whole
 
@@ -106,9 +107,32 @@ def test_a_row_without_its_end_is_measured_again(root: Path, tmp_path: Path) -> 
 
 def test_a_finished_source_is_left_alone(root: Path, tmp_path: Path) -> None:
     measure(root, tmp_path / "out")
-    before = (tmp_path / "out" / "one.csv").stat()
+    paths = [tmp_path / "out" / name for name in ("one.csv", "one.json")]
+    before = [(path.stat().st_ino, path.stat().st_mtime_ns) for path in paths]
     measure(root, tmp_path / "out")
-    assert (tmp_path / "out" / "one.csv").stat() == before
+    assert [(path.stat().st_ino, path.stat().st_mtime_ns) for path in paths] == before
+
+
+def test_metadata_that_a_kill_prevented_are_written_by_the_next_run(root: Path, tmp_path: Path) -> None:
+    measure(root, tmp_path / "out")
+    path = tmp_path / "out" / "one.json"
+    for content in (None, '{"num_images": 0, "num_errors": 0}'):
+        path.unlink()
+        if content:
+            path.write_text(content)
+        assert measure(root, tmp_path / "out").num_new == 3  # the errors of other sources
+        assert json.loads(path.read_text())["num_images"] == 1
+
+
+@pytest.mark.parametrize("name", ["one.csv", "one.part0.csv"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_source_that_another_run_measures_is_refused(root: Path, tmp_path: Path, name: str, overwrite: bool) -> None:
+    measure(root, tmp_path / "out")
+    (tmp_path / "out" / name).touch()
+    before = contents(tmp_path / "out")
+    with only_run(tmp_path / "out" / name), pytest.raises(InputError, match=rf"Another run is writing to .*{name}\."):
+        measure(root, tmp_path / "out", overwrite=overwrite)
+    assert contents(tmp_path / "out") == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
@@ -138,14 +162,12 @@ def test_a_disk_that_fills_up_is_told_with_the_file(root: Path, tmp_path: Path) 
     """A limit on the size of files stands for it: like a full disk, it shows when the rows are written."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (120, hard))  # the header and half a row
     try:
-        with pytest.raises(OSError, match="File too large") as caught:
+        with pytest.raises(InputError, match=r"one\.part0\.csv cannot be written: File too large"):
             measure(root, tmp_path / "out", {"one": ["one/only.jpg"]})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert caught.value.errno == errno.EFBIG
-    assert caught.value.filename == str(tmp_path / "out" / "one.csv.part")
     assert measure(root, tmp_path / "out", {"one": ["one/only.jpg"]}).num_measured == 1
 
 
@@ -153,7 +175,9 @@ def test_the_order_in_which_images_come_does_not_show(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure(root, tmp_path / "forward")
-    monkeypatch.setattr(feature_run, "run_jobs", lambda work, jobs, _: ((job, work(job)) for job in reversed(jobs)))
+    monkeypatch.setattr(
+        feature_run, "run_jobs", lambda work, jobs, *_, **__: ((job, work(job)) for job in reversed(jobs))
+    )
     measure(root, tmp_path / "backward")
     assert contents(tmp_path / "backward") == contents(tmp_path / "forward")
 
@@ -161,8 +185,8 @@ def test_the_order_in_which_images_come_does_not_show(
 def test_resume_after_a_kill_between_two_files(root: Path, tmp_path: Path) -> None:
     measure(root, tmp_path / "out")
     whole = contents(tmp_path / "out")
-    (tmp_path / "out" / "one.csv.part").write_bytes(whole["one.csv"])  # put in place, the rest not yet removed
-    (tmp_path / "out" / "many.csv").rename(tmp_path / "out" / "many.csv.part")  # not yet put in place
+    (tmp_path / "out" / "one.part0.csv").write_bytes(whole["one.csv"])  # put in place, the rest not yet removed
+    (tmp_path / "out" / "many.csv").rename(tmp_path / "out" / "many.part0.csv")  # not yet put in place
     measure(root, tmp_path / "out")
     assert contents(tmp_path / "out") == whole
 
@@ -194,7 +218,7 @@ def test_a_smaller_selection_is_refused_and_costs_nothing(root: Path, tmp_path: 
     measure(root, tmp_path / "out")
     before = contents(tmp_path / "out")
     some = {"many": [f"many/{i:02d}.png" for i in range(20, NUM_IMAGES)]}
-    with pytest.raises(InputError, match=r"many.csv: found 19 measured images that this run leaves out.*--limit_per"):
+    with pytest.raises(InputError, match=r"many\.csv holds 19 images that this run does not have.*Choose no fewer"):
         measure(root, tmp_path / "out", some)
     assert contents(tmp_path / "out") == before
     assert measure(root, tmp_path / "out", some, overwrite=True).num_new == NUM_IMAGES - 20
@@ -203,7 +227,7 @@ def test_a_smaller_selection_is_refused_and_costs_nothing(root: Path, tmp_path: 
 def test_a_csv_of_other_columns_is_refused(root: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "one.csv").write_text("image,brightness\none/only.jpg,3\n")
-    with pytest.raises(InputError, match=r"one.csv: found the header 'image,brightness'"):
+    with pytest.raises(InputError, match=r"one\.csv has the header 'image,brightness', not image,b"):
         measure(root, tmp_path / "out")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from dfbench.data.sources import Category
 from dfbench.errors import InputError
-from dfbench.features.compute import COLUMNS, FEATURES
+from dfbench.features.schema import COLUMNS, FEATURES
 from dfbench.features.statistics import (
     COLUMNS_OF_TABLE,
     SourceFeatures,
@@ -19,6 +19,7 @@ from dfbench.features.statistics import (
     wasserstein,
 )
 
+HEADER = "image,brightness,contrast,colorfulness,si\n"
 ROW = "DFBench/x/{}.jpg,120.5,40.25,30,55.75,512,384,JPEG,12345,-2.5\n"
 
 
@@ -39,7 +40,7 @@ def test_sources_come_in_the_order_of_the_catalogue(tmp_path: Path) -> None:
     for name in ("zebra.csv", "demo_blur.csv", "Kolors.csv", "Flick8k.csv", "apes.csv", "Flick8k.errors.csv"):
         write(tmp_path, name)
     write(tmp_path, "LIVE.csv", ",".join(COLUMNS) + "\n")  # nothing measured
-    (tmp_path / "NOVA.csv.part").write_text("half a ro")
+    write(tmp_path, "NOVA.part0.csv", ",".join(COLUMNS) + "\nhalf a ro")
     sources = read_features(tmp_path)
     assert [source.name for source in sources] == ["Flick8k", "Kolors", "demo_blur", "apes", "zebra"]
     assert [source.category for source in sources[:3]] == [
@@ -69,28 +70,34 @@ def test_five_columns_are_enough_and_empty_cells_are_missing(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image,brightness\na,1\n", "no column contrast, colorfulness, si"),
-        ("image,brightness,contrast,colorfulness,si\na,1,2,3,4\nb,1,two,3,4\n", "row 3, column contrast: found 'two'"),
-        ("image,brightness,contrast,colorfulness,si\na,1,2,3,inf\n", "row 2, column si: found 'inf'"),
-        ("image,brightness,contrast,colorfulness,si\na,1,2,3,4\na,1,2,3,4\n", "image a in two rows"),
-        ("image,brightness,contrast,colorfulness,si\na,1,2,3,4,\n", r"edit.csv: line 2: found 6 cells; expected 5"),
-        ("image,brightness,contrast,colorfulness,si\n\na,1,2,3,4,\nb,1,2,3,4\n", "line 3: found 6 cells; expected 5"),
-        ("image,brightness,contrast,colorfulness,si\na,1,2,3,4\nb,1,2,3,4,5\n", "Expected 5 fields in line 3, saw 6"),
+        ("image,brightness\na,1\n", "edit.csv has no column contrast, colorfulness, si"),
+        (
+            HEADER + "a,1,2,3,4\nb,1,two,3,4\n",
+            "edit.csv, row 3, column contrast: 'two' is no number",
+        ),
+        (HEADER + "a,1,2,3,inf\n", "edit.csv, row 2, column si: 'inf' is no number"),
+        (HEADER + "a,1,2,3,4\na,1,2,3,4\n", "edit.csv has the image a in two rows"),
+        (HEADER + "a,1,2,3,4,\n", "edit.csv, line 2: 6 cells under a header of 5"),
+        (
+            HEADER + "\na,1,2,3,4,\nb,1,2,3,4\n",
+            "edit.csv, line 3: 6 cells under a header of 5",
+        ),
+        (HEADER + "a,1,2,3,4\nb,1,2,3,4,5\n", "Expected 5 fields in line 3, saw 6"),
         ("", "No columns to parse"),
-        ('image,brightness,contrast,colorfulness,si\n"a,1\n', "EOF inside string"),
+        (HEADER + '"a,1\n', "EOF inside string"),
     ],
 )
 def test_unreadable_files(tmp_path: Path, text: str, message: str) -> None:
     write(tmp_path, "edit.csv", text)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=rf"{message}.*Measure the source again"):
         read_features(tmp_path)
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match=r"nowhere does not exist\."):
         read_features(tmp_path / "nowhere")
     write(tmp_path, "edit.csv", ",".join(COLUMNS) + "\n")
-    with pytest.raises(InputError, match=r"no CSV with a measured image.*run feature_distribution.py first"):
+    with pytest.raises(InputError, match=r"no CSV with a measured image.*Run feature_distribution.py first"):
         read_features(tmp_path)
 
 

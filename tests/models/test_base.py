@@ -153,7 +153,7 @@ def test_a_folder_without_config_is_refused(tmp_path):
 @pytest.mark.parametrize("content", ['{"model_type": "qwen2', "[]", "\xff"])
 def test_a_broken_config_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_text(content, encoding="latin-1")
-    with pytest.raises(InputError, match=r"config\.json: found .*download it again"):
+    with pytest.raises(InputError, match=r"config\.json holds .*: download it again"):
         load_prompt(tmp_path)
 
 
@@ -326,7 +326,7 @@ def test_memory_that_does_not_hold_the_weights_is_no_damage(scorer, monkeypatch)
     ("damage", "message"),
     [
         ("no config", r"adapter: found no adapter_config\.json; expected a LoRA adapter"),
-        ("empty config", r"adapter_config\.json: found broken JSON .*expected the config of a LoRA adapter"),
+        ("empty config", r"adapter_config\.json holds broken JSON .*not the config of a LoRA adapter"),
         ("no weights", r"adapter: found no adapter_model\.safetensors; expected an adapter's weights"),
         ("cut-off weights", r"adapter: found .*expected a LoRA adapter of this model"),
     ],

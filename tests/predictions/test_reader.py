@@ -148,7 +148,7 @@ def test_missing_files_folders_and_other_encodings_are_refused(tmp_path):
 def test_broken_metadata_is_refused(tmp_path):
     write(tmp_path / "a.csv", *GOOD)
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(InputError, match=r"a\.json: found broken JSON"):
+    with pytest.raises(InputError, match=r"a\.json holds broken JSON"):
         read_detector(tmp_path / "a.csv")
 
 

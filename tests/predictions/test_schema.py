@@ -35,5 +35,5 @@ def test_what_lies_beside_a_file(tmp_path):
 @pytest.mark.parametrize("content", ["{", "[1]", "\xff", "[" * 100_000], ids=["cut off", "a list", "bytes", "deep"])
 def test_metadata_that_is_no_object_is_refused(tmp_path, content):
     (tmp_path / "a.json").write_text(content, encoding="latin-1")
-    with pytest.raises(InputError, match=r"a\.json: found .*move it away"):
+    with pytest.raises(InputError, match=r"a\.json holds .*: move it away"):
         read_info(tmp_path / "a.csv")

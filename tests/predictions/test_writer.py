@@ -1,8 +1,11 @@
 """Resuming: whatever a kill leaves on the disk, the same command ends with the same bytes."""
 
 import csv
+import errno
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +16,15 @@ import pytest
 from dfbench.data.annotations import Sample
 from dfbench.errors import InputError
 from dfbench.predictions.schema import COLUMNS
-from dfbench.predictions.writer import RecordWriter, consolidate, count_rows, done_batches, part_path, part_paths
+from dfbench.predictions.writer import (
+    RecordWriter,
+    consolidate,
+    count_rows,
+    done_batches,
+    only_run,
+    part_path,
+    part_paths,
+)
 
 HEADER = ",".join(COLUMNS) + "\n"
 SUFFIXES = ("csv", "errors.csv", "warnings.csv")
@@ -169,39 +180,55 @@ def test_the_metadata_say_that_a_killed_run_is_not_finished(run, output, fake_mo
 
 
 HOLD_AND_WAIT = """
-import sys, time
+import multiprocessing, sys, time
 from pathlib import Path
 from dfbench.predictions.writer import RecordWriter, only_run
-with {holder}(Path(sys.argv[1])):
-    print("holding", flush=True)
-    time.sleep(60)
+path = Path(sys.argv[1])
+with only_run(path), RecordWriter(path):
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    worker.start()
+    print(worker.pid, flush=True)
+    time.sleep(600)
 """
 
 
-@pytest.mark.parametrize(
-    ("holder", "name", "more"),
-    [
-        ("only_run", "agent.csv", ["--overwrite"]),
-        ("RecordWriter", "agent.part3.csv", ["--overwrite"]),  # as of a process that outlived its torchrun
-    ],
-)
-def test_a_file_that_another_run_is_writing_to_is_refused_until_that_run_is_gone(run, output, holder, name, more):
+@pytest.mark.parametrize("name", ["agent.csv", "agent.part3.csv"])  # the latter by a process that outlived its torchrun
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_a_file_that_another_run_is_writing_to_is_refused_until_that_run_is_gone(run, output, name, more):
+    """Image workers, which are forked while the lock is held, may outlive the run and do not keep the lock."""
     run()
     expected = snapshot(output)
-    code = HOLD_AND_WAIT.format(holder=holder)
-    other = subprocess.Popen([sys.executable, "-c", code, output.with_name(name)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", HOLD_AND_WAIT, output.with_name(name)]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    worker = int(other.stdout.readline())
     try:
-        assert other.stdout.readline() == "holding\n"
         finished = run(*more)
         assert finished.status == 1
-        assert f"{name}: found a file that another run is writing to" in finished.err
+        assert finished.err.count("\n") == 1
+        assert f"error: Another run is writing to {output.with_name(name)}." in finished.err
         assert snapshot(output) == expected
-    finally:
         other.kill()
         other.wait()
-    assert run(*more).status == 1  # its images are damaged; as before
+        os.kill(worker, 0)  # is still there
+        assert run(*more).status == 1  # its images are damaged; as before
+    finally:
+        other.kill()
+        os.kill(worker, signal.SIGKILL)
+        other.wait()
     assert snapshot(output) == expected
+    assert part_paths(output) == []
     assert not list(output.parent.glob(".*")), "a lock is left"
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS, errno.EROFS])
+def test_a_file_system_without_locks_is_none_to_complain_of(output, monkeypatch, error):
+    def refuse(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with only_run(output), RecordWriter(output) as writer:
+        write_batch(writer, BATCHES[0])
+    assert consolidate(output, BATCHES) == {0}
 
 
 def test_leftover_temporary_files_do_not_matter(run, output):
@@ -235,10 +262,10 @@ def test_other_annotations_are_refused_and_nothing_is_touched(run, output, tmp_p
     others = [Sample(f"DFBench/Kolors/{i}.jpg", "B", "Real?") for i in range(3)]
     finished = run("--dataset_path", write_rows(tmp_path / "others.json", others))
     assert finished.status == 1
-    assert f"error: {output}: found 12 images that this run does not have, such as " in finished.err
+    assert f"error: {output} holds 12 images that this run does not have, such as " in finished.err
     assert "--overwrite" in finished.err
     finished = run("--limit", 5)
-    assert "found 7 images that this run does not have" in finished.err
+    assert "holds 7 images that this run does not have" in finished.err
     assert snapshot(output) == before
 
 
@@ -277,7 +304,7 @@ def test_metadata_that_cannot_be_read_are_named(run, output):
     output.with_suffix(".json").write_text("{")
     finished = run()
     assert finished.status == 1
-    assert "agent.json: found broken JSON" in finished.err
+    assert "agent.json holds broken JSON" in finished.err
 
 
 @pytest.mark.parametrize("content", ["image,answer\nx.jpg,A\n", "hello\n", "\n", "image;label\n"])
@@ -286,7 +313,7 @@ def test_a_file_with_another_header_is_refused(run, output, content):
     output.write_text(content)
     finished = run()
     assert finished.status == 1
-    assert f"error: {output}: found the header " in finished.err
+    assert f"error: {output} has the header " in finished.err
     assert output.read_text() == content
 
 
@@ -416,9 +443,9 @@ def test_names_with_commas_quotes_and_other_scripts(output):
     assert count_rows(output) == {"rows": 2, "errors": 1, "warnings": 0}
 
 
-def test_a_stranger_in_the_errors_is_refused(output):
+def test_an_unknown_image_in_the_errors_is_refused(output):
     output.parent.mkdir()
     with RecordWriter(output) as writer:
         writer.write([], [("elsewhere.jpg", "file is missing")])
-    with pytest.raises(InputError, match=r"found 1 images that this run does not have, such as elsewhere\.jpg"):
+    with pytest.raises(InputError, match=r"agent\.csv holds 1 image that .*, such as elsewhere\.jpg"):
         consolidate(output, BATCHES)

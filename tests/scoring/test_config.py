@@ -442,9 +442,7 @@ def test_a_full_disk_keeps_what_is_scored(evaluate, fake_model, usual, output):
         error = one_error(evaluate(*usual, "--batch_size", 3, "--overwrite"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert error.startswith(
-        f"error: {output}: found File too large; expected room for the rows; what is scored is kept"
-    )
+    assert error.startswith(f"error: {output} cannot be written: File too large. What is done is kept")
     assert output.stat().st_size == len(expected) - 150
     fake_model.seen.clear()
     assert evaluate(*usual, "--batch_size", 3).status == 0
