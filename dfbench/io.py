@@ -53,23 +53,6 @@ def file_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
                 lock_path.unlink()  # while it is ours: who has it open already, looks again
 
 
-@contextmanager
-def file_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of a file or folder, which need not exist: that of `.<name>.lock` beside it, removed at the end.
-
-    The lock goes with this process, however that ends. Forked children, which may outlive us, do not keep it: filelock
-    closes it in them. Raises filelock.Timeout where another process has it, unless we `wait`, and OSError where the
-    folder or the file system takes no lock.
-    """
-    lock_path = path.with_name(f".{path.name}.lock")
-    # A soft lock, filelock's way out on a file system without locks, would outlive a killed process.
-    with FileLock(lock_path, timeout=-1 if wait else 0, fallback_to_soft=False):
-        try:
-            yield
-        finally:
-            lock_path.unlink(missing_ok=True)  # while it is ours: who has it open already, looks again
-
-
 def write_bytes(path: Path, content: bytes) -> Path:
     """Write a file, put in place at once. Returns its path."""
     with atomic_write(path) as temporary:
