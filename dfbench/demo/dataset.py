@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dfbench.data.sources import DEMO, Source
-from dfbench.demo.images import JPEG_QUALITIES, make_images
+from dfbench.data.sources import DEMO, FAKE, REAL, Source
+from dfbench.demo.generators import Generators, reproducible
+from dfbench.demo.photos import Regions, blur, jpeg, load_regions, noise
 from dfbench.io import write_bytes
 
 QUESTION = "Is this a real image or a generated image? A: 'real' or B: 'generated'. Just answer with A or B."
+
+NUM_IMAGES = {"train": {REAL: 144, FAKE: 180}, "test": {REAL: 40, FAKE: 50}}
+"""Images of each source, by split and label: five real and four fake sources give 720 + 720 and 200 + 200 images.
+
+The real data set is 8.6 % real; here both labels are equally frequent.
+"""
+
+JPEG_QUALITIES, BLUR_SIGMAS, NOISE_SIGMAS = (20, 40, 60), (0.7, 1.2, 1.8), (6.0, 12.0, 20.0)
+"""Strengths of the distortions; standard deviations in pixels (blur) and in gray levels, 0 to 255 (noise)."""
 
 _JUNK = {
     "demo_photos": {"captions.txt": b"image,caption\n", "Images/._000001.png": b"\0\5\x16\7"},
@@ -54,12 +65,12 @@ def make_demo(folder: Path, seed: int) -> bool:
     The same seed gives the same bytes on one machine. What is there already, made by this code with this seed, stays.
     """
     stamp = folder / "made_with.json"
-    wanted = {"seed": seed, "code": _code_hash(), "torch": torch.__version__}
-    if _read_json(stamp) == wanted and all((folder / name).is_file() for name in _file_names()):
+    content = json.dumps({"seed": seed, "code": _code_hash(), "torch": torch.__version__}, indent=2).encode()
+    if all((folder / name).is_file() for name in [stamp.name, *_file_names()]) and stamp.read_bytes() == content:
         return False
     stamp.unlink(missing_ok=True)
     _write(folder, _file_images(make_images(seed)), seed)
-    write_bytes(stamp, json.dumps(wanted, indent=2).encode())
+    write_bytes(stamp, content)
     return True
 
 
@@ -74,14 +85,58 @@ def _code_hash() -> str:
     return hashlib.sha256(code).hexdigest()
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-
-
 # ------------------------------------------------------------------------------------------------------------- images
+
+
+def count_images(split: str) -> int:
+    """Number of images of a split, train or test, over all sources."""
+    return sum(NUM_IMAGES[split][source.label] for source in DEMO)
+
+
+def make_images(seed: int) -> dict[str, dict[str, np.ndarray]]:
+    """{split: {source: uint8 (count, 112, 112, 3)}} for the splits train and test and every source of DEMO.
+
+    The same seed gives the same pixels on one machine. Takes some twenty seconds, most of them training the generators.
+    """
+    train, test = load_regions()
+    with reproducible(seed):
+        generators = Generators(train, seed)
+        return {
+            split: _make_split(regions, generators, split, np.random.default_rng([seed, number]))
+            for number, (split, regions) in enumerate([("train", train), ("test", test)], start=1)
+        }
+
+
+def _make_split(
+    regions: Regions, generators: Generators, split: str, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    num_real, num_fake = NUM_IMAGES[split][REAL], NUM_IMAGES[split][FAKE]
+
+    def real() -> np.ndarray:
+        return regions.crops(num_real, rng)
+
+    def other() -> np.ndarray:
+        return regions.crops(num_fake, rng)
+
+    to_edit = other()
+    images = {
+        "demo_photos": real(),
+        "demo_originals": to_edit[:num_real],
+        "demo_jpeg": _each(jpeg, real(), JPEG_QUALITIES),
+        "demo_blur": _each(blur, real(), BLUR_SIGMAS),
+        "demo_noise": _each(lambda image, sigma: noise(image, sigma, rng), real(), NOISE_SIGMAS),
+        "demo_inpainted": generators.inpaint(to_edit, other(), rng),
+        "demo_autoencoder": generators.autoencode(other()),
+        "demo_upsampler": generators.upsample(other()),
+        "demo_sampler": generators.sample(other(), other(), rng),
+    }
+    assert set(images) == {source.name for source in DEMO}
+    return images
+
+
+def _each(distort: Callable[[np.ndarray, Any], np.ndarray], images: np.ndarray, strengths: Sequence[Any]) -> np.ndarray:
+    """Images distorted one by one, the strengths taking turns."""
+    return np.stack([distort(image, strengths[i % len(strengths)]) for i, image in enumerate(images)])
 
 
 def _file_images(images: dict[str, dict[str, np.ndarray]]) -> list[DemoImage]:

@@ -57,6 +57,15 @@ def read_base_model(adapter: Path) -> Path:
     return Path(base)
 
 
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint folder's config.json. Raises InputError where it is none."""
+    path = checkpoint / "config.json"
+    if not path.exists():
+        what = "no config.json in it" if checkpoint.is_dir() else "no such folder"
+        raise InputError(f"{checkpoint}: {what}. Download the weights, or name a checkpoint folder.")
+    return read_json_object(path, expected="a config, a JSON object", remedy="download it again")
+
+
 def read_adapter_config(adapter: Path) -> dict[str, Any]:
     """The config of a LoRA adapter folder that has its weights beside it. Raises InputError for any other folder."""
     path = adapter / "adapter_config.json"
