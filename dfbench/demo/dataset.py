@@ -10,7 +10,6 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +44,6 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 """Time stamp of every archive member, so that the same images give the same bytes."""
 
 
-@dataclass(frozen=True)
-class DemoImage:
-    """One image and where it belongs.
-
-    key: its path in the annotations. member: its path in the source's archive. png: the file.
-    """
-
-    key: str
-    member: str
-    label: str
-    split: str
-    png: bytes
-
-
 def make_demo(folder: Path, seed: int) -> bool:
     """Write the archives and annotations into `folder`; whether there was anything to do.
 
@@ -69,7 +54,7 @@ def make_demo(folder: Path, seed: int) -> bool:
     if all((folder / name).is_file() for name in [stamp.name, *_file_names()]) and stamp.read_bytes() == content:
         return False
     stamp.unlink(missing_ok=True)
-    _write(folder, _file_images(make_images(seed)), seed)
+    _write(folder, make_images(seed), seed)
     write_bytes(stamp, content)
     return True
 
@@ -139,15 +124,26 @@ def _each(distort: Callable[[np.ndarray, Any], np.ndarray], images: np.ndarray, 
     return np.stack([distort(image, strengths[i % len(strengths)]) for i, image in enumerate(images)])
 
 
-def _file_images(images: dict[str, dict[str, np.ndarray]]) -> list[DemoImage]:
-    """Number the images of each source through both splits and give them their paths."""
-    filed = []
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def _write(folder: Path, images: dict[str, dict[str, np.ndarray]], seed: int) -> None:
+    """Number the images of each source through both splits, and write its archive and the rows of both."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, list[tuple[str, str]]] = {split: [] for split in images}  # key and label
     for source in DEMO:
+        members = dict(_JUNK.get(source.name, {}))
         pixels = [(split, image) for split in images for image in images[split][source.name]]
         for number, (split, image) in enumerate(pixels):
             member, name = _paths(source, number)
-            filed.append(DemoImage(f"DFBench/{source.name}/{name}", member, source.label, split, png_file(image)))
-    return filed
+            members[member] = png_file(image)
+            rows[split].append((f"DFBench/{source.name}/{name}", source.label))
+        write_bytes(folder / source.archive, _zip_file(members))
+    shuffled = [rows["train"][i] for i in np.random.default_rng([seed, 3]).permutation(len(rows["train"]))]
+    for stem, chosen in (("img_train", rows["train"]), ("img_train_shuffled", shuffled), ("img_test", rows["test"])):
+        write_bytes(folder / f"{stem}.json", json.dumps([_messages(*row) for row in chosen]).encode())
+        lines = (json.dumps(_conversation(*row)) + "\n" for row in chosen)
+        write_bytes(folder / f"{stem}.jsonl", "".join(lines).encode())
 
 
 def _paths(source: Source, number: int) -> tuple[str, str]:
@@ -156,8 +152,8 @@ def _paths(source: Source, number: int) -> tuple[str, str]:
     if source.name == "demo_photos":  # as Flick8k
         return f"Images/{name}", name
     if source.name == "demo_jpeg":  # as LIVE: a folder for each strength, the same names in all of them
-        strengths = len(JPEG_QUALITIES)
-        path = f"quality_{JPEG_QUALITIES[number % strengths]}/img{number // strengths + 1}.png"
+        group, strength = divmod(number, len(JPEG_QUALITIES))
+        path = f"quality_{JPEG_QUALITIES[strength]}/img{group + 1}.png"
         return f"demo_jpeg/{path}", path
     if source.name in ("demo_autoencoder", "demo_upsampler", "demo_sampler"):  # as every generator: flat
         return name, name
@@ -171,25 +167,6 @@ def png_file(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-# ------------------------------------------------------------------------------------------------------------- writing
-
-
-def _write(folder: Path, images: list[DemoImage], seed: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for source in DEMO:
-        prefix = f"DFBench/{source.name}/"
-        members = {image.member: image.png for image in images if image.key.startswith(prefix)}
-        write_bytes(folder / source.archive, _zip_file(_JUNK.get(source.name, {}) | members))
-    train = [image for image in images if image.split == "train"]
-    shuffled = [train[i] for i in np.random.default_rng([seed, 3]).permutation(len(train))]
-    test = [image for image in images if image.split == "test"]
-    for stem, rows in (("img_train", train), ("img_train_shuffled", shuffled), ("img_test", test)):
-        write_bytes(folder / f"{stem}.json", json.dumps([_messages(image) for image in rows]).encode())
-        write_bytes(
-            folder / f"{stem}.jsonl", b"".join(json.dumps(_conversation(image)).encode() + b"\n" for image in rows)
-        )
-
-
 def _zip_file(members: dict[str, bytes]) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -198,14 +175,13 @@ def _zip_file(members: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
-def _messages(image: DemoImage) -> dict[str, Any]:
+def _messages(key: str, label: str) -> dict[str, Any]:
     """A row as in the released .json files: `images` is one string."""
-    turns = [("user", f"<image>{QUESTION}"), ("assistant", image.label)]
-    return {"messages": [{"role": role, "content": content} for role, content in turns], "images": image.key}
+    turns = [("user", f"<image>{QUESTION}"), ("assistant", label)]
+    return {"messages": [{"role": role, "content": content} for role, content in turns], "images": key}
 
 
-def _conversation(image: DemoImage) -> dict[str, Any]:
+def _conversation(key: str, label: str) -> dict[str, Any]:
     """A row as in the released .jsonl files: the answer is a list of one message."""
-    answer = [{"role": "assistant", "content": image.label}]
-    turns = [("human", f"<image>\n{QUESTION}"), ("gpt", answer)]
-    return {"image": image.key, "conversations": [{"from": who, "value": value} for who, value in turns]}
+    turns = [("human", f"<image>\n{QUESTION}"), ("gpt", [{"role": "assistant", "content": label}])]
+    return {"image": key, "conversations": [{"from": who, "value": value} for who, value in turns]}

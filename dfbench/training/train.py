@@ -11,6 +11,7 @@ import logging
 import os
 import subprocess
 import sys
+from argparse import REMAINDER
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -58,13 +59,14 @@ class TrainingConfig:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["sft"]:
-        train(parse(sys.argv[2:]))
-    elif sys.argv[1:2] == ["export"]:
-        merge(sys.argv[2:])
+    parser = cli.ArgumentParser(__doc__)
+    parser.add_argument("command", choices=("sft", "export"), help="train, or merge")
+    parser.add_argument("flags", nargs=REMAINDER, help="see `sft --help` and `export --help`")
+    args = parser.parse_args()
+    if args.command == "sft":
+        train(parse(args.flags))
     else:
-        print("usage: python -m dfbench.training.train {sft,export} ...", file=sys.stderr)
-        raise SystemExit(2)
+        merge(args.flags)
 
 
 def parse(argv: Sequence[str]) -> TrainingConfig:

@@ -396,6 +396,7 @@ def test_wrong_arguments(run, swift):
 
 
 def test_help_is_no_error(run, swift, capsys):
+    assert run("--help")[0] == 0
     assert run("sft", "--help")[0] == 0
     assert run("export", "--help")[0] == 0
 
