@@ -6,12 +6,12 @@ Importing this module is quick: a family's classes are imported when a checkpoin
 """
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from pkgutil import resolve_name
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dfbench.errors import InputError, shorten
-from dfbench.models.checkpoints import read_config
+from dfbench.models.checkpoints import read_config, usable_checkpoint
 from dfbench.paths import REPOSITORY, RESULTS
 
 if TYPE_CHECKING:
@@ -187,14 +187,9 @@ def family_of(model_type: str | None) -> Family | None:
     return next(matching, None)
 
 
-def usable_checkpoint(checkpoint: Path) -> Path:
-    """The folder to load: an original InternVL one is converted, once, beside itself. Raises InputError."""
-    model_type = read_config(checkpoint).get("model_type")
-    if not any(model_type in family.original_types for family in FAMILIES.values()):
-        return checkpoint
-    from dfbench.models.internvl_convert.convert import native_checkpoint
-
-    return native_checkpoint(checkpoint)
+def _load(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def load_prompt(checkpoint: Path, protocol: str = "upstream") -> "Prompt":
@@ -213,7 +208,7 @@ def load_prompt(checkpoint: Path, protocol: str = "upstream") -> "Prompt":
             f"{checkpoint / 'config.json'}: model_type is {shorten(model_type)}; expected {known}. "
             f"Name a checkpoint of such a model."
         )
-    prompt_class = resolve_name(family.prompt)
+    prompt_class = _load(family.prompt)
     try:
         return prompt_class(checkpoint, protocol) if family.protocols else prompt_class(checkpoint)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
@@ -252,4 +247,4 @@ def load_scorer(
 
 def scorer_of(model: "PreTrainedModel", prompt: "Prompt", *, compiled: bool = False) -> "Scorer":
     """The scorer of a model that is loaded already. It fuses the model's layers in place."""
-    return resolve_name(FAMILIES[prompt.family].scorer)(model, prompt, compiled=compiled)
+    return _load(FAMILIES[prompt.family].scorer)(model, prompt, compiled=compiled)

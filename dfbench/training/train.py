@@ -21,8 +21,8 @@ from tempfile import TemporaryFile
 from dfbench import cli
 from dfbench.data.annotations import split_validation, write_annotations
 from dfbench.errors import InputError, shorten
-from dfbench.models.checkpoints import newest_adapter, read_base_model, read_config
-from dfbench.models.registry import FAMILIES, Family, family_of, usable_checkpoint
+from dfbench.models.checkpoints import newest_adapter, read_base_model, read_config, usable_checkpoint
+from dfbench.models.registry import FAMILIES, Family, family_of
 from dfbench.paths import REPOSITORY
 from dfbench.training.checks import checked_samples
 

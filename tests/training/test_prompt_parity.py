@@ -2,6 +2,7 @@
 
 import runpy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def test_a_family_gets_its_template_by_its_record(swift_environment, monkeypatch
 
     from dfbench.training import swift_plugin
 
-    monkeypatch.delitem(FAMILIES, "internvl")
-    monkeypatch.setitem(FAMILIES, "new", Family("new", ("new",), "-", "-", template="dfbench_new"))
+    monkeypatch.setitem(FAMILIES, "internvl", replace(FAMILIES["internvl"], template="internvl_hf"))
+    monkeypatch.setitem(FAMILIES, "new", Family("new", ("new",), prompt="-", scorer="-", template="dfbench_new"))
     runpy.run_path(swift_plugin.__file__)
     assert TEMPLATE_MAPPING.pop("dfbench_new").template_cls.__name__ == "PromptTemplate"

@@ -206,8 +206,8 @@ def test_an_image_that_is_too_long_for_qwen_is_refused(run, swift, usual, checkp
 
 def test_training_follows_from_the_record_of_a_family(run, swift, usual, monkeypatch, photo_set):
     """Of the photographs, two are 4 times as long as wide or as wide as long; the others less than 2 times."""
-    family = Family("new", ("internvl",), "-", "-", template="dfbench_new", max_aspect_ratio=3)
-    monkeypatch.delitem(FAMILIES, "internvl")
+    family = Family("new", ("internvl",), prompt="-", scorer="-", template="dfbench_new", max_aspect_ratio=3)
+    monkeypatch.setitem(FAMILIES, "internvl", replace(FAMILIES["internvl"], model_types=()))
     monkeypatch.setitem(FAMILIES, "new", family)
     status, lines = run(*usual, "--model_type", "new")
     assert (status, len(lines), swift) == (1, 3, [])
