@@ -501,10 +501,11 @@ def test_a_merged_model_is_not_overwritten(run, swift, trained):
 def test_merging_before_training(run, swift, tmp_path):
     status, lines = run("export", "--trained", tmp_path)
     assert (status, len(lines), swift) == (1, 1, [])
-    assert f"{tmp_path}: found no merged model and no adapter" in lines[0]
+    assert lines[0].startswith(f"error: {tmp_path}: ")
+    assert "no merged model and no adapter" in lines[0]
 
 
 def test_merging_a_folder_that_holds_no_adapter(run, swift, tmp_path):
     status, lines = run("export", "--trained", tmp_path, "--adapters", tmp_path)
     assert (status, len(lines), swift) == (1, 1, [])
-    assert "found no adapter_config.json" in lines[0]
+    assert "no adapter_config.json" in lines[0]
