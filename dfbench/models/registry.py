@@ -7,6 +7,7 @@ Importing this module is quick: a family's classes are imported when a checkpoin
 
 from dataclasses import dataclass
 from importlib import import_module
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ class Family:
     template: str
     protocols: tuple[str, ...] = ()
     original_types: tuple[str, ...] = ()
-    max_aspect_ratio: float | None = None
+    max_aspect_ratio: float = inf
 
 
 @dataclass(frozen=True)

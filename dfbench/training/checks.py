@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from math import inf
 from pathlib import Path
-from typing import NamedTuple
 
 from dfbench.data.annotations import Sample, check_annotations
 from dfbench.data.images import DECODER_ERRORS, MAX_PIXELS, ImageError, load_image, read_size
@@ -22,9 +22,7 @@ _CHUNK = 4096
 _THREADS = 16
 
 
-def checked_samples(
-    path: Path, image_root: Path, *, decode: bool = False, max_aspect_ratio: float | None = None
-) -> list[Sample]:
+def checked_samples(path: Path, image_root: Path, decode: bool = False, max_aspect_ratio: float = inf) -> list[Sample]:
     """Samples of an annotation file, every row of which is fit for training. Repeated rows are dropped.
 
     Bad rows (see `check_annotations`), rows without a label and images that cannot be used (see `image_problems`) are
@@ -36,7 +34,7 @@ def checked_samples(
     bad += [f"{place}: image {row.image}: no answer; training needs A or B" for place, row in rows if not row.label]
     truncated = []
     paths = [image_root / sample.image for _, sample in rows]
-    for index, reason, usable in image_problems(paths, decode=decode, max_aspect_ratio=max_aspect_ratio):
+    for index, reason, usable in image_problems(paths, decode, max_aspect_ratio):
         place, sample = rows[index]
         (truncated if usable else bad).append(f"{place}: image {sample.image}: {reason} ({paths[index]})")
     if truncated:
@@ -52,20 +50,12 @@ def checked_samples(
     return [sample for _, sample in rows]
 
 
-class ImageProblem(NamedTuple):
-    """What is wrong with the image at `index`; one that is truncated is usable all the same."""
+def image_problems(paths: Sequence[Path], decode: bool, max_aspect_ratio: float) -> Iterator[tuple[int, str, bool]]:
+    """(index of an image, what is wrong with it, whether it can be used all the same, being truncated).
 
-    index: int
-    reason: str
-    usable: bool
-
-
-def image_problems(paths: Sequence[Path], *, decode: bool, max_aspect_ratio: float | None) -> Iterator[ImageProblem]:
-    """Look at all images in threads, with a progress bar: at their headers, or with `decode` at the whole of them.
-
-    An image cannot be used if it is missing, `load_image` cannot decode it, it claims more than MAX_PIXELS, or its
-    longer side is more than `max_aspect_ratio` times the shorter one. A header does not tell whether a file is
-    truncated.
+    All are looked at in threads, with a progress bar: at their headers, or with `decode` at the whole of them. An image
+    cannot be used if it is missing, `load_image` cannot decode it, it claims more than MAX_PIXELS, or its longer side
+    is more than `max_aspect_ratio` times the shorter one. A header does not tell whether a file is truncated.
     """
     looks_good = partial(_looks_good, decode=decode, max_aspect_ratio=max_aspect_ratio)
     bar = progress_bar(None, "decoding images" if decode else "image headers", "img", quiet=False, total=len(paths))
@@ -82,23 +72,18 @@ def image_problems(paths: Sequence[Path], *, decode: bool, max_aspect_ratio: flo
                 try:
                     image = load_image(paths[index])
                 except ImageError as error:
-                    yield ImageProblem(index, str(error), usable=False)
+                    yield index, str(error), False
                     continue
                 width, height = image.rgb.size
-                if _too_long(width, height, max_aspect_ratio):
-                    reason = f"{width}x{height} pixels, more than {max_aspect_ratio:g} times as long as wide"
-                    yield ImageProblem(index, reason, usable=False)
+                if max(width, height) > max_aspect_ratio * min(width, height):
+                    yield index, f"{width}x{height} pixels, more than {max_aspect_ratio:g} times as long as wide", False
                 elif image.truncated:
-                    yield ImageProblem(index, "truncated", usable=True)
+                    yield index, "truncated", True
 
 
-def _looks_good(path: Path, *, decode: bool, max_aspect_ratio: float | None) -> bool:
+def _looks_good(path: Path, *, decode: bool, max_aspect_ratio: float) -> bool:
     try:
         width, height = load_image(path, strict=True).rgb.size if decode else read_size(path)
     except (ImageError, *DECODER_ERRORS):
         return False
-    return width * height <= MAX_PIXELS and not _too_long(width, height, max_aspect_ratio)
-
-
-def _too_long(width: int, height: int, max_aspect_ratio: float | None) -> bool:
-    return max_aspect_ratio is not None and max(width, height) > max_aspect_ratio * min(width, height)
+    return width * height <= MAX_PIXELS and max(width, height) <= max_aspect_ratio * min(width, height)

@@ -14,12 +14,12 @@ import sys
 from argparse import REMAINDER
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryFile
 
 from dfbench import cli
-from dfbench.data.annotations import split_validation, write_annotations
+from dfbench.data.annotations import Sample, split_validation, write_annotations
 from dfbench.errors import InputError, shorten
 from dfbench.models.checkpoints import newest_adapter, read_base_model, read_config, usable_checkpoint
 from dfbench.models.registry import FAMILIES, Family, family_of
@@ -95,7 +95,7 @@ def train(config: TrainingConfig) -> None:
     several = _count("NPROC_PER_NODE") * _count("NNODES") > 1
     family = checked_family(config.model, config.model_type)
     _check_output(config)
-    training, validation = _write_datasets(config, family.max_aspect_ratio if family else None)
+    training, validation = _write_datasets(config, family.max_aspect_ratio if family else inf)
     model = usable_checkpoint(config.model)
     refuse_remote_code(model)
     flags = [*family_flags(config.model_type, family), *config.flags]
@@ -163,10 +163,12 @@ def _check_output(config: TrainingConfig) -> None:
         raise InputError(f"{reason}. Set OUTPUT_DIR to another place.") from None
 
 
-def _write_datasets(config: TrainingConfig, max_aspect_ratio: float | None) -> tuple[Path, Path | None]:
+def _write_datasets(config: TrainingConfig, max_aspect_ratio: float) -> tuple[Path, Path | None]:
     """Write the checked rows as ms-swift loads them: the training file and the validation file (None for no rows)."""
-    look = {"decode": config.decode_images, "max_aspect_ratio": max_aspect_ratio}
-    check = partial(checked_samples, image_root=config.image_root, **look)
+
+    def check(path: Path) -> list[Sample]:
+        return checked_samples(path, config.image_root, config.decode_images, max_aspect_ratio)
+
     samples = check(config.train_annotations)
     if config.val_annotations:
         validation = check(config.val_annotations)

@@ -212,7 +212,7 @@ def test_training_follows_from_the_record_of_a_family(run, swift, usual, monkeyp
     status, lines = run(*usual, "--model_type", "new")
     assert (status, len(lines), swift) == (1, 3, [])
     assert "DFBench/Kolors/9.jpg: 256x64 pixels, more than 3 times as long as wide" in lines[0]
-    monkeypatch.setitem(FAMILIES, "new", replace(family, max_aspect_ratio=None))
+    monkeypatch.setitem(FAMILIES, "new", replace(family, max_aspect_ratio=4))
     assert run(*usual, "--model_type", "new")[0] == 0
     assert flag(swift[0], "template") == "dfbench_new"
 
