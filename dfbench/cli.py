@@ -62,6 +62,14 @@ def share(text: str) -> float:
     return value
 
 
+def fraction(text: str) -> float:
+    """`argparse` type: a number from 0 up to, but not including, 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a fraction from 0 to below 1")
+    return value
+
+
 def run(main: Callable[[], None]) -> int:
     """Run a program and return its exit status: 0 done, 1 failed (one line on stderr), 130 interrupted.
 

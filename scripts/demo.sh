@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole pipeline at toy size on a CPU: set-up, demo data, LoRA training of three small models of the real
+# The whole pipeline at toy size on a CPU: set-up, demo data, LoRA training of small models of the real
 # architectures, merging, A/B scoring, MoA-DF, tables, feature plots. Everything it makes lies in demo/.
 #
 #   sh scripts/demo.sh            a second run goes on where the first one stopped; `rm -r demo` starts over
@@ -25,40 +25,38 @@ python scripts/make_demo.py
 python scripts/prepare_dataset.py --archives demo/archives --image_root demo \
     --annotation_dir demo/annotations --val_fraction 0.02
 
-step "three small models with random weights"
+step "small models with random weights"
 python scripts/make_tiny_models.py
+python scripts/make_tiny_models.py --list > demo/agents.txt
 
 export IMAGE_ROOT=demo TRAIN=demo/annotations/img_train.jsonl VAL=demo/annotations/img_val.jsonl
 export TEST=demo/annotations/img_test.jsonl WORKERS=0
+export BATCH_SIZE=8 GRADIENT_CHECKPOINTING=false EVAL_STEPS=1000 SAVE_STEPS=1000
 
 # One thread: with two, such small matrices are no faster and wait for each other.
 export OMP_NUM_THREADS=1
 
-# agent, its folder's shells: train, merge, evaluate
-run_agent() {
-    agent=$1 train=$2 merge=$3 evaluate=$4
-    export OUTPUT_DIR=demo/output_ckpt/$agent
+# Each agent's own shells train, merge and score; $@ becomes the list of their CSVs.
+set --
+while read -r agent train merge evaluate learning_rate steps <&3; do
+    export OUTPUT_DIR="demo/output_ckpt/$agent" LEARNING_RATE="$learning_rate"
     if ! ls "$OUTPUT_DIR"/*_merged/config.json > /dev/null 2>&1; then
         step "$agent: LoRA training"
         rm -rf "$OUTPUT_DIR"
-        MODEL=demo/models/$agent sh "$agent/$train" --max_steps "$MAX_STEPS" > "demo/$agent-train.log" 2>&1 || fail "$agent-train"
+        MODEL=demo/models/$agent sh "$agent/$train" --max_steps "$steps" > "demo/$agent-train.log" 2>&1 || fail "$agent-train"
         step "$agent: merging"
         sh "$agent/$merge" > "demo/$agent-merge.log" 2>&1 || fail "$agent-merge"
     fi
     step "$agent: scoring"
+    set -- "$@" "demo/results/$agent.csv"
     MODEL=$(echo "$OUTPUT_DIR"/*_merged) OUTPUT_CSV=demo/results/$agent.csv sh "$agent/$evaluate"
-}
-export BATCH_SIZE=8 GRADIENT_CHECKPOINTING=false EVAL_STEPS=1000 SAVE_STEPS=1000
-LEARNING_RATE=3e-3 MAX_STEPS=240 run_agent qwen2.5 train.sh merge_lora.sh eval.sh
-LEARNING_RATE=2e-3 MAX_STEPS=180 run_agent internvl2.5 shell/train_deepfake.sh shell/merge_lora.sh shell/eval_deepfake.sh
-LEARNING_RATE=2e-3 MAX_STEPS=180 run_agent internvl3 shell/train_deepfake.sh shell/merge_lora.sh shell/eval_deepfake.sh
+done 3< demo/agents.txt
 
 step "image features"
 python feature_distribution.py --image_root demo --output_dir demo/results/features
 python plot_features.py --features_dir demo/results/features --output_dir demo/results/figures
 
 step "MoA-DF, tables and report"
-set -- demo/results/qwen2.5.csv demo/results/internvl2.5.csv demo/results/internvl3.csv
 python logit_calculation.py "$@" --output_csv demo/results/moa_df.csv
 python process_results.py "$@" demo/results/moa_df.csv --output_dir demo/results \
     --audit --image_root demo --features_dir demo/results/features

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from dfbench import cli
 from dfbench.data.sources import DEMO
-from dfbench.demo.dataset import make_demo
-from dfbench.demo.images import NUM_IMAGES, count_images
 from dfbench.paths import REPOSITORY
 
 
 def main() -> None:
     args = parse_arguments()
+    from dfbench.demo.dataset import NUM_IMAGES, count_images, make_demo  # only now: torch takes seconds
+
     done = "made" if make_demo(args.output_dir, args.seed) else "already there"
     counts = " and ".join(f"{count_images(split)} {split}" for split in NUM_IMAGES)
     print(f"{args.output_dir}: {counts} images of {len(DEMO)} stand-in sources, {done}")

@@ -2,16 +2,19 @@
 
 import io
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from dfbench.data.annotations import Sample
 from dfbench.data.sources import CATALOGUE, source_of
+from dfbench.models.registry import AGENTS
 
 QUESTION = "Is this a real image or a generated image? A: 'real' or B: 'generated'. Just answer with A or B."
 
@@ -27,10 +30,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Tiny checkpoints of the three real architectures, by the name of their agent; read-only."""
+    """Tiny checkpoints of the agents' architectures, by the name of their agent; read-only. Several pytest processes
+    share one set."""
     from dfbench.demo.tiny_models import make_tiny_models
 
-    return {folder.name: folder for folder in make_tiny_models(tmp_path_factory.mktemp("checkpoints"), seed=0)}
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "checkpoints"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "complete").exists():
+            make_tiny_models(folder, seed=0)
+            (folder / "complete").touch()
+    return {agent.name: folder / agent.name for agent in AGENTS.values() if agent.demo}
 
 
 @pytest.fixture

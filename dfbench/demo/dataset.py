@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dfbench.data.sources import DEMO, Source
-from dfbench.demo.images import JPEG_QUALITIES, make_images
+from dfbench.data.sources import DEMO, FAKE, REAL, Source
+from dfbench.demo.generators import Generators, reproducible
+from dfbench.demo.photos import Regions, blur, jpeg, load_regions, noise
 from dfbench.io import write_bytes
 
 QUESTION = "Is this a real image or a generated image? A: 'real' or B: 'generated'. Just answer with A or B."
+
+NUM_IMAGES = {"train": {REAL: 144, FAKE: 180}, "test": {REAL: 40, FAKE: 50}}
+"""Images of each source, by split and label: five real and four fake sources give 720 + 720 and 200 + 200 images.
+
+The real data set is 8.6 % real; here both labels are equally frequent.
+"""
+
+JPEG_QUALITIES, BLUR_SIGMAS, NOISE_SIGMAS = (20, 40, 60), (0.7, 1.2, 1.8), (6.0, 12.0, 20.0)
+"""Strengths of the distortions; standard deviations in pixels (blur) and in gray levels, 0 to 255 (noise)."""
 
 _JUNK = {
     "demo_photos": {"captions.txt": b"image,caption\n", "Images/._000001.png": b"\0\5\x16\7"},
@@ -34,32 +44,18 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 """Time stamp of every archive member, so that the same images give the same bytes."""
 
 
-@dataclass(frozen=True)
-class DemoImage:
-    """One image and where it belongs.
-
-    key: its path in the annotations. member: its path in the source's archive. png: the file.
-    """
-
-    key: str
-    member: str
-    label: str
-    split: str
-    png: bytes
-
-
 def make_demo(folder: Path, seed: int) -> bool:
     """Write the archives and annotations into `folder`; whether there was anything to do.
 
     The same seed gives the same bytes on one machine. What is there already, made by this code with this seed, stays.
     """
     stamp = folder / "made_with.json"
-    wanted = {"seed": seed, "code": _code_hash(), "torch": torch.__version__}
-    if _read_json(stamp) == wanted and all((folder / name).is_file() for name in _file_names()):
+    content = json.dumps({"seed": seed, "code": _code_hash(), "torch": torch.__version__}, indent=2).encode()
+    if all((folder / name).is_file() for name in [stamp.name, *_file_names()]) and stamp.read_bytes() == content:
         return False
     stamp.unlink(missing_ok=True)
-    _write(folder, _file_images(make_images(seed)), seed)
-    write_bytes(stamp, json.dumps(wanted, indent=2).encode())
+    _write(folder, make_images(seed), seed)
+    write_bytes(stamp, content)
     return True
 
 
@@ -74,25 +70,80 @@ def _code_hash() -> str:
     return hashlib.sha256(code).hexdigest()
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-
-
 # ------------------------------------------------------------------------------------------------------------- images
 
 
-def _file_images(images: dict[str, dict[str, np.ndarray]]) -> list[DemoImage]:
-    """Number the images of each source through both splits and give them their paths."""
-    filed = []
+def count_images(split: str) -> int:
+    """Number of images of a split, train or test, over all sources."""
+    return sum(NUM_IMAGES[split][source.label] for source in DEMO)
+
+
+def make_images(seed: int) -> dict[str, dict[str, np.ndarray]]:
+    """{split: {source: uint8 (count, 112, 112, 3)}} for the splits train and test and every source of DEMO.
+
+    The same seed gives the same pixels on one machine. Takes some twenty seconds, most of them training the generators.
+    """
+    train, test = load_regions()
+    with reproducible(seed):
+        generators = Generators(train, seed)
+        return {
+            split: _make_split(regions, generators, split, np.random.default_rng([seed, number]))
+            for number, (split, regions) in enumerate([("train", train), ("test", test)], start=1)
+        }
+
+
+def _make_split(
+    regions: Regions, generators: Generators, split: str, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    num_real, num_fake = NUM_IMAGES[split][REAL], NUM_IMAGES[split][FAKE]
+
+    def real() -> np.ndarray:
+        return regions.crops(num_real, rng)
+
+    def other() -> np.ndarray:
+        return regions.crops(num_fake, rng)
+
+    to_edit = other()
+    images = {
+        "demo_photos": real(),
+        "demo_originals": to_edit[:num_real],
+        "demo_jpeg": _each(jpeg, real(), JPEG_QUALITIES),
+        "demo_blur": _each(blur, real(), BLUR_SIGMAS),
+        "demo_noise": _each(lambda image, sigma: noise(image, sigma, rng), real(), NOISE_SIGMAS),
+        "demo_inpainted": generators.inpaint(to_edit, other(), rng),
+        "demo_autoencoder": generators.autoencode(other()),
+        "demo_upsampler": generators.upsample(other()),
+        "demo_sampler": generators.sample(other(), other(), rng),
+    }
+    assert set(images) == {source.name for source in DEMO}
+    return images
+
+
+def _each(distort: Callable[[np.ndarray, Any], np.ndarray], images: np.ndarray, strengths: Sequence[Any]) -> np.ndarray:
+    """Images distorted one by one, the strengths taking turns."""
+    return np.stack([distort(image, strengths[i % len(strengths)]) for i, image in enumerate(images)])
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def _write(folder: Path, images: dict[str, dict[str, np.ndarray]], seed: int) -> None:
+    """Number the images of each source through both splits, and write its archive and the rows of both."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, list[tuple[str, str]]] = {split: [] for split in images}  # key and label
     for source in DEMO:
+        members = dict(_JUNK.get(source.name, {}))
         pixels = [(split, image) for split in images for image in images[split][source.name]]
         for number, (split, image) in enumerate(pixels):
             member, name = _paths(source, number)
-            filed.append(DemoImage(f"DFBench/{source.name}/{name}", member, source.label, split, png_file(image)))
-    return filed
+            members[member] = png_file(image)
+            rows[split].append((f"DFBench/{source.name}/{name}", source.label))
+        write_bytes(folder / source.archive, _zip_file(members))
+    shuffled = [rows["train"][i] for i in np.random.default_rng([seed, 3]).permutation(len(rows["train"]))]
+    for stem, chosen in (("img_train", rows["train"]), ("img_train_shuffled", shuffled), ("img_test", rows["test"])):
+        write_bytes(folder / f"{stem}.json", json.dumps([_messages(*row) for row in chosen]).encode())
+        lines = (json.dumps(_conversation(*row)) + "\n" for row in chosen)
+        write_bytes(folder / f"{stem}.jsonl", "".join(lines).encode())
 
 
 def _paths(source: Source, number: int) -> tuple[str, str]:
@@ -101,8 +152,8 @@ def _paths(source: Source, number: int) -> tuple[str, str]:
     if source.name == "demo_photos":  # as Flick8k
         return f"Images/{name}", name
     if source.name == "demo_jpeg":  # as LIVE: a folder for each strength, the same names in all of them
-        strengths = len(JPEG_QUALITIES)
-        path = f"quality_{JPEG_QUALITIES[number % strengths]}/img{number // strengths + 1}.png"
+        group, strength = divmod(number, len(JPEG_QUALITIES))
+        path = f"quality_{JPEG_QUALITIES[strength]}/img{group + 1}.png"
         return f"demo_jpeg/{path}", path
     if source.name in ("demo_autoencoder", "demo_upsampler", "demo_sampler"):  # as every generator: flat
         return name, name
@@ -116,25 +167,6 @@ def png_file(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-# ------------------------------------------------------------------------------------------------------------- writing
-
-
-def _write(folder: Path, images: list[DemoImage], seed: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for source in DEMO:
-        prefix = f"DFBench/{source.name}/"
-        members = {image.member: image.png for image in images if image.key.startswith(prefix)}
-        write_bytes(folder / source.archive, _zip_file(_JUNK.get(source.name, {}) | members))
-    train = [image for image in images if image.split == "train"]
-    shuffled = [train[i] for i in np.random.default_rng([seed, 3]).permutation(len(train))]
-    test = [image for image in images if image.split == "test"]
-    for stem, rows in (("img_train", train), ("img_train_shuffled", shuffled), ("img_test", test)):
-        write_bytes(folder / f"{stem}.json", json.dumps([_messages(image) for image in rows]).encode())
-        write_bytes(
-            folder / f"{stem}.jsonl", b"".join(json.dumps(_conversation(image)).encode() + b"\n" for image in rows)
-        )
-
-
 def _zip_file(members: dict[str, bytes]) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -143,14 +175,13 @@ def _zip_file(members: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
-def _messages(image: DemoImage) -> dict[str, Any]:
+def _messages(key: str, label: str) -> dict[str, Any]:
     """A row as in the released .json files: `images` is one string."""
-    turns = [("user", f"<image>{QUESTION}"), ("assistant", image.label)]
-    return {"messages": [{"role": role, "content": content} for role, content in turns], "images": image.key}
+    turns = [("user", f"<image>{QUESTION}"), ("assistant", label)]
+    return {"messages": [{"role": role, "content": content} for role, content in turns], "images": key}
 
 
-def _conversation(image: DemoImage) -> dict[str, Any]:
+def _conversation(key: str, label: str) -> dict[str, Any]:
     """A row as in the released .jsonl files: the answer is a list of one message."""
-    answer = [{"role": "assistant", "content": image.label}]
-    turns = [("human", f"<image>\n{QUESTION}"), ("gpt", answer)]
-    return {"image": image.key, "conversations": [{"from": who, "value": value} for who, value in turns]}
+    turns = [("human", f"<image>\n{QUESTION}"), ("gpt", [{"role": "assistant", "content": label}])]
+    return {"image": key, "conversations": [{"from": who, "value": value} for who, value in turns]}

@@ -1,4 +1,4 @@
-"""Stand-in generators: small convolutional networks, trained on the spot, whose decoders leave real traces.
+"""Generators of fake images: small convolutional networks, trained on the spot, whose decoders leave real traces.
 
 Every decoder doubles its resolution with transposed convolutions of kernel 3 and stride 2. Their taps overlap unevenly,
 which leaves the checkerboard pattern known from generative networks (Odena, Dumoulin and Olah, "Deconvolution and
@@ -65,8 +65,8 @@ def decoder(in_channels: int, doublings: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class StandIns:
-    """The four stand-in generators, trained when one is made, in some fifteen seconds.
+class Generators:
+    """The four generators, trained when one is made, in some fifteen seconds.
 
     The photographs' crops come from `seed`; the networks' weights from torch's own generator (see `reproducible`). Each
     method takes and returns uint8 images (N, IMAGE_SIDE, IMAGE_SIDE, 3).

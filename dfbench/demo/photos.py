@@ -1,16 +1,18 @@
-"""Real photographs that scikit-image, scikit-learn and matplotlib carry in their wheels, and random crops of them.
+"""Real photographs that scikit-image, scikit-learn and matplotlib carry in their wheels: random crops of them, and
+ordinary distortions of those.
 
 Each photograph is divided once, by place: crops for training come from its left part, crops for testing from its right
 part, and a strip between the two is used by neither. So no test image shows a place that a training image shows, and
 remembering places does not help.
 """
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from dfbench.errors import InputError
 
@@ -79,8 +81,23 @@ def _load(package: str, path: str) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except (ModuleNotFoundError, FileNotFoundError):
         raise InputError(
-            f"package {package}",
-            found=f"no {path} in it",
-            expected="the photograph that its wheel carries",
-            remedy="install the versions of requirements.txt",
+            f"package {package}: the photograph {path} is not in it. Install the versions of requirements.txt."
         ) from None
+
+
+def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    """An image as JPEG of this quality leaves it."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
+
+
+def blur(image: np.ndarray, sigma: float) -> np.ndarray:
+    """An image under a Gaussian blur of this standard deviation in pixels."""
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))
+
+
+def noise(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+    """An image under white noise of this standard deviation in gray levels, rounded and clipped to 0 to 255."""
+    noisy = image + rng.normal(0, sigma, image.shape)
+    return np.rint(noisy).clip(0, 255).astype(np.uint8)

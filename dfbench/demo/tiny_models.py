@@ -8,14 +8,17 @@ what the random patch filters let through. Trained filters answer to fine detail
 structure; random ones drown it. The filters of the tiny models are therefore random noise with the coarse part damped.
 """
 
+import json
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.fft import idctn
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import (
     GotOcr2ImageProcessor,
@@ -24,6 +27,7 @@ from transformers import (
     InternVLProcessor,
     InternVLVideoProcessor,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -32,16 +36,9 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from dfbench.demo.tiny_tokenizers import (
-    INTERNVL_TEMPLATE,
-    QWEN_IDS,
-    QWEN_TEMPLATE,
-    internvl_tokenizer,
-    qwen_tokenizer,
-)
-from dfbench.models import internvl
-
-QWEN_VOCABULARY = 152064
+from dfbench.demo.dataset import QUESTION
+from dfbench.models import internvl, qwen2_5_vl
+from dfbench.models.registry import AGENTS
 
 TILE, PATCH = 56, 14
 """Pixels on each side of an InternVL tile and of a patch: 4 image tokens a tile, where the real models have 256."""
@@ -58,53 +55,43 @@ HEAD_GAIN = 4.0
 150,000 tokens of Qwen2.5-VL's vocabulary."""
 
 
-@dataclass(frozen=True)
-class InternVLShape:
-    """Where the two tiny InternVL models differ: tokens before the special ones, language model, vision tower."""
+CORPUS = (internvl.SYSTEM, qwen2_5_vl.SYSTEM, QUESTION, "system user assistant")
+"""What the tokenizers are trained on: the prompts, so that these are few tokens."""
 
-    vocabulary: int
-    text: dict[str, float]
-    vision: dict[str, int]
+_QWEN_NAMES = ["endoftext", "im_start", "im_end"]
+_QWEN_NAMES += [f"{what}_{side}" for what in ("object_ref", "box", "quad", "vision") for side in ("start", "end")]
+_QWEN_NAMES += ["vision_pad", "image_pad", "video_pad"]
+QWEN_IDS = {f"<|{name}|>": number for number, name in enumerate(_QWEN_NAMES, start=151643)}
+"""Special tokens of the released checkpoint with their ids. ms-swift finds images by them."""
+
+INTERNVL_SPECIALS = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
 
 
-INTERNVL2_5 = InternVLShape(
-    vocabulary=430,
-    text={
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "rope_theta": 1e6,
-    },
-    vision={"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
-)
+def make_tiny_models(folder: Path, seed: int) -> list[Path]:
+    """Write the checkpoint of every agent that has one, each to a folder of its own below `folder`; the folders.
 
-INTERNVL3 = InternVLShape(
-    vocabulary=446,
-    text={
-        "hidden_size": 96,
-        "intermediate_size": 192,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "rope_theta": 5e7,
-    },
-    vision={"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4},
-)
+    The same seed gives the same bytes.
+    """
+    written = []
+    for agent in AGENTS.values():
+        if agent.demo:
+            target = folder / agent.name
+            target.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=f".{agent.name}-") as temporary:
+                for part in resolve_name(agent.demo.make)(seed):
+                    part.save_pretrained(temporary)
+                for path in sorted(Path(temporary).iterdir()):
+                    path.replace(target / path.name)
+            written.append(target)
+    return written
 
 
 def make_qwen(seed: int) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A tiny Qwen2.5-VL and its processor."""
-    tokenizer = qwen_tokenizer()
     config = Qwen2_5_VLConfig(
         text_config={
-            "hidden_size": 96,
-            "intermediate_size": 192,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 6,
-            "num_key_value_heads": 2,
-            "vocab_size": QWEN_VOCABULARY,
+            **_sizes(96, 192, layers=2, heads=6, num_key_value_heads=2),
+            "vocab_size": 152064,
             "max_position_embeddings": 4096,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
             "bos_token_id": QWEN_IDS["<|endoftext|>"],
@@ -127,15 +114,39 @@ def make_qwen(seed: int) -> tuple[PreTrainedModel, ProcessorMixin]:
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
     _randomise(model, seed, model.model.visual.patch_embed.proj, QWEN_FILTER_NORM)
+    template = _chat_template(
+        "<|vision_start|><|image_pad|><|vision_end|>",
+        "<|vision_start|><|video_pad|><|vision_end|>",
+        "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n" + qwen2_5_vl.SYSTEM + "<|im_end|>\n{% endif %}",
+    )
     processor = Qwen2_5_VLProcessor(
-        Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=QWEN_TEMPLATE
+        Qwen2VLImageProcessor(), qwen_tokenizer(), Qwen2VLVideoProcessor(), chat_template=template
     )
     return model, processor
 
 
-def make_internvl(shape: InternVLShape, seed: int) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """A tiny InternVL with an InternLM-like (llama) language model and its processor."""
-    tokenizer = internvl_tokenizer(shape.vocabulary)
+def make_internvl2_5(seed: int) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A tiny InternVL2.5 and its processor."""
+    text = _sizes(64, 128, layers=2, heads=4, num_key_value_heads=4, rope_theta=1e6)
+    return _make_internvl(seed, 430, text, vision=_sizes(64, 128, layers=2, heads=4))
+
+
+def make_internvl3(seed: int) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A tiny InternVL3 and its processor: other sizes, and fewer heads for keys than for queries."""
+    text = _sizes(96, 192, layers=2, heads=6, num_key_value_heads=2, rope_theta=5e7)
+    return _make_internvl(seed, 446, text, vision=_sizes(48, 128, layers=3, heads=4))
+
+
+def _sizes(hidden: int, mlp: int, *, layers: int, heads: int, **others: float) -> dict[str, float]:
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    return dict(zip(names, (hidden, mlp, layers, heads), strict=True)) | others
+
+
+def _make_internvl(
+    seed: int, vocabulary: int, text: dict[str, Any], vision: dict[str, Any]
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A tiny InternVL with an InternLM-like (llama) language model. vocabulary: see `internvl_tokenizer`."""
+    tokenizer = internvl_tokenizer(vocabulary)
     side = {"height": TILE, "width": TILE}
     num_tokens = (TILE // PATCH) ** 2 // 4
     config = InternVLConfig(
@@ -147,14 +158,9 @@ def make_internvl(shape: InternVLShape, seed: int) -> tuple[PreTrainedModel, Pro
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
-            **shape.text,
+            **text,
         },
-        vision_config={
-            "image_size": [TILE, TILE],
-            "patch_size": [PATCH, PATCH],
-            "attention_bias": True,
-            **shape.vision,
-        },
+        vision_config={"image_size": [TILE] * 2, "patch_size": [PATCH] * 2, "attention_bias": True, **vision},
         image_token_id=tokenizer.context_image_token_id,
         image_seq_length=num_tokens,
         tie_word_embeddings=False,
@@ -174,40 +180,81 @@ def make_internvl(shape: InternVLShape, seed: int) -> tuple[PreTrainedModel, Pro
         tokenizer=tokenizer,
         video_processor=InternVLVideoProcessor(size=side),
         image_seq_length=num_tokens,
-        chat_template=INTERNVL_TEMPLATE,
+        chat_template=_chat_template("<IMG_CONTEXT>\n", "<video>\n"),
     )
     return model, processor
 
 
-MAKERS: dict[str, Callable[[int], tuple[PreTrainedModel, ProcessorMixin]]] = {
-    "qwen2.5": make_qwen,
-    "internvl2.5": lambda seed: make_internvl(INTERNVL2_5, seed),
-    "internvl3": lambda seed: make_internvl(INTERNVL3, seed),
-}
+# ----------------------------------------------------------------------------------------------------------- tokenizers
 
 
-def make_tiny_models(folder: Path, seed: int) -> list[Path]:
-    """Write all three checkpoints, each to a folder of its own below `folder`; the folders. The same seed gives the
-    same bytes.
+def _chat_template(image: str, video: str, opening: str = "") -> str:
+    """What the released checkpoints' own templates come to for questions about single images
+    (Qwen/Qwen2.5-VL-7B-Instruct, OpenGVLab/InternVL3-9B-hf), with these texts in the place of an image and a video.
     """
-    written = []
-    for name, make in MAKERS.items():
-        model, processor = make(seed)
-        with tempfile.TemporaryDirectory(dir=_made(folder), prefix=f".{name}-") as temporary:
-            model.save_pretrained(temporary)
-            processor.save_pretrained(temporary)
-            for path in sorted(Path(temporary).iterdir()):
-                path.replace(_made(folder / name) / path.name)
-        written.append(folder / name)
-    return written
+    return opening + (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+        "{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}" + image + "{% elif part['type'] == 'video' %}" + video + ""
+        "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _byte_pairs(vocabulary: int, specials: Sequence[str] = ()) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=list(specials), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
 
 
-# ------------------------------------------------------------------------------------------------------------- weights
+def qwen_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte pairs with Qwen's special tokens at their real ids; the ids between stay unused."""
+    content = json.loads(_byte_pairs(512).to_str())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content["model"]["vocab"].update(QWEN_IDS)
+    content["added_tokens"] = [{"id": number, "content": name, **flags} for name, number in QWEN_IDS.items()]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)),
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=4096,
+    )
+
+
+def internvl_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte pairs after InternLM's three control tokens; `<s>` is put before every text, as InternLM's tokenizer does.
+
+    vocabulary: number of tokens without INTERNVL_SPECIALS, which follow them.
+    """
+    tokenizer = _byte_pairs(vocabulary, ["<unk>", "<s>", "</s>"])
+    tokenizer.add_special_tokens(list(INTERNVL_SPECIALS))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="<|im_end|>",
+        pad_token="</s>",
+        model_max_length=4096,
+        extra_special_tokens={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        },
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- weights
 
 
 @torch.no_grad()

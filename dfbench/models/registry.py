@@ -7,10 +7,12 @@ Importing this module is quick: a family's classes are imported when a checkpoin
 
 from dataclasses import dataclass
 from importlib import import_module
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfbench.errors import InputError, shorten
+from dfbench.models.checkpoints import read_config, usable_checkpoint
 from dfbench.paths import REPOSITORY, RESULTS
 
 if TYPE_CHECKING:
@@ -24,8 +26,11 @@ class Family:
     """What the programs have to know of a model family.
 
     name: also the `model_type` that ms-swift knows it by. model_types: those of config.json that belong to it.
-    prompt, scorer: its classes, as "module:Class". template: ms-swift's, for training.
+    prompt, scorer: its classes, as "module:Class".
+    template: for training, ms-swift's; `dfbench_...` is made from `prompt` (see `dfbench.training.swift_plugin`).
     protocols: prompt and image protocols to choose from, the default first; none where there is but one.
+    original_types: `model_type` of checkpoints in an original format, which are converted first.
+    max_aspect_ratio: images whose longer side is more than this many times the shorter one are refused.
     """
 
     name: str
@@ -34,6 +39,20 @@ class Family:
     scorer: str
     template: str
     protocols: tuple[str, ...] = ()
+    original_types: tuple[str, ...] = ()
+    max_aspect_ratio: float = inf
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """An agent's part in the demo: a tiny checkpoint of its architecture, and the training that makes a detector of it.
+
+    make: "module:function", a seed -> (model, processor).
+    """
+
+    make: str
+    learning_rate: float
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -42,7 +61,8 @@ class Agent:
 
     name: of its folder and its CSV. title: of the model, for people. hub_id: of the released weights.
     train_annotations, test_annotations: what its shells read where nothing is named, relative to its folder.
-    evaluate: the command that writes its CSV, typed in its folder.
+    evaluate, train, merge: its shells, relative to its folder; the first one writes its CSV.
+    demo: its tiny model; an agent without one is left out of the demo.
     """
 
     name: str
@@ -52,6 +72,9 @@ class Agent:
     train_annotations: str
     test_annotations: str
     evaluate: str
+    train: str = "train.sh"
+    merge: str = "merge_lora.sh"
+    demo: TinyModel | None = None
 
     @property
     def folder(self) -> Path:
@@ -81,6 +104,7 @@ register(
         prompt="dfbench.models.qwen2_5_vl:QwenPrompt",
         scorer="dfbench.models.qwen2_5_vl:QwenScorer",
         template="qwen2_5_vl",
+        max_aspect_ratio=200,  # `smart_resize` of its processor
     )
 )
 register(
@@ -91,6 +115,7 @@ register(
         scorer="dfbench.models.internvl:InternVLScorer",
         template="dfbench_internvl",
         protocols=("upstream", "native"),
+        original_types=("internvl_chat",),
     )
 )
 register(
@@ -101,7 +126,8 @@ register(
         "Qwen/Qwen2.5-VL-7B-Instruct",
         train_annotations="datasets/img_train_shuffled.json",
         test_annotations="datasets/img_test.json",
-        evaluate="python evaluate_logit.py",
+        evaluate="eval.sh",
+        demo=TinyModel("dfbench.demo.tiny_models:make_qwen", learning_rate=3e-3, steps=240),
     )
 )
 register(
@@ -112,7 +138,10 @@ register(
         "OpenGVLab/InternVL2_5-8B",
         train_annotations="data/img_train_shuffled.jsonl",
         test_annotations="data/img_test.jsonl",
-        evaluate="sh shell/eval_deepfake.sh",
+        evaluate="shell/eval_deepfake.sh",
+        train="shell/train_deepfake.sh",
+        merge="shell/merge_lora.sh",
+        demo=TinyModel("dfbench.demo.tiny_models:make_internvl2_5", learning_rate=2e-3, steps=180),
     )
 )
 register(
@@ -123,7 +152,10 @@ register(
         "OpenGVLab/InternVL3-9B",
         train_annotations="data/img_train_shuffled.jsonl",
         test_annotations="data/img_test.jsonl",
-        evaluate="sh shell/eval_deepfake.sh",
+        evaluate="shell/eval_deepfake.sh",
+        train="shell/train_deepfake.sh",
+        merge="shell/merge_lora.sh",
+        demo=TinyModel("dfbench.demo.tiny_models:make_internvl3", learning_rate=2e-3, steps=180),
     )
 )
 
@@ -139,7 +171,7 @@ def agent_csvs(*, partial: bool = False) -> list[Path]:
     if missing and not (partial and len(missing) < len(AGENTS)):
         first = missing[0]
         raise InputError(
-            f"{first.csv.relative_to(REPOSITORY)}: no such file. Run `cd {first.name} && {first.evaluate}` first, "
+            f"{first.csv.relative_to(REPOSITORY)}: no such file. Run `cd {first.name} && sh {first.evaluate}` first, "
             f"or name the CSVs to read."
         )
     return [agent.csv for agent in AGENTS.values() if agent not in missing]
@@ -151,22 +183,14 @@ def detector_csvs(*, partial: bool = False) -> list[Path]:
 
 
 def family_of(model_type: str | None) -> Family | None:
-    """The family of a config's `model_type`, None for one that is not registered."""
-    return next((family for family in FAMILIES.values() if model_type in family.model_types), None)
+    """The family of a config's `model_type`, that of an original checkpoint included; None for any other."""
+    matching = (family for family in FAMILIES.values() if model_type in family.model_types + family.original_types)
+    return next(matching, None)
 
 
 def _load(name: str) -> Any:
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
-
-
-def usable_checkpoint(checkpoint: Path) -> Path:
-    """The folder to load: an original InternVL one is converted, once, beside itself. Raises InputError."""
-    from dfbench.models.base import read_config
-    from dfbench.models.internvl_convert.convert import native_checkpoint
-
-    read_config(checkpoint)
-    return native_checkpoint(checkpoint)
 
 
 def load_prompt(checkpoint: Path, protocol: str = "upstream") -> "Prompt":
@@ -175,8 +199,6 @@ def load_prompt(checkpoint: Path, protocol: str = "upstream") -> "Prompt":
     Raises InputError for any other family, and where the tokenizer or the image processor is missing or broken.
     """
     from huggingface_hub.errors import StrictDataclassError
-
-    from dfbench.models.base import read_config
 
     checkpoint = usable_checkpoint(checkpoint)
     model_type = read_config(checkpoint).get("model_type")

@@ -1,4 +1,4 @@
-"""The demo's archives and annotations, as `prepare_dataset.py` and the annotation reader meet them."""
+"""The demo's images, archives and annotations, as `prepare_dataset.py` and the annotation reader meet them."""
 
 import io
 import json
@@ -6,13 +6,15 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dfbench.data.annotations import read_annotations
-from dfbench.data.sources import DEMO, FAKE, REAL
+from dfbench.data.sources import DEMO, FAKE, REAL, Category
 from dfbench.data.splits import Subset
-from dfbench.demo import dataset
-from dfbench.demo.dataset import make_demo, png_file
+from dfbench.demo import dataset, generators
+from dfbench.demo.dataset import NUM_IMAGES, count_images, make_demo, make_images, png_file
+from dfbench.demo.photos import IMAGE_SIDE
 from dfbench.prepare.hub import folder_target
 from dfbench.prepare.pipeline import Plan, prepare
 
@@ -141,3 +143,49 @@ def test_another_seed_or_a_broken_stamp_makes_it_anew(folder):
     (folder / "made_with.json").write_text("{")
     assert make_demo(folder, seed=1)
     assert not make_demo(folder, seed=1)
+
+
+# --------------------------------------------------------------------------------------------------------------- images
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Generators after two training steps on a few crops, and a few images of each source."""
+    monkeypatch.setattr(generators, "NUM_CROPS", 16)
+    monkeypatch.setattr(generators, "STEPS", 2)
+    monkeypatch.setattr(dataset, "NUM_IMAGES", {"train": {REAL: 3, FAKE: 4}, "test": {REAL: 3, FAKE: 3}})
+
+
+def test_the_demo_is_large_enough_balanced_and_covers_all_four_categories():
+    assert count_images("train") >= 400
+    assert count_images("test") >= 200
+    for split in NUM_IMAGES:
+        real = sum(NUM_IMAGES[split][source.label] for source in DEMO if source.label == REAL)
+        assert real == count_images(split) / 2
+    categories = {source.category for source in DEMO}
+    assert len(DEMO) >= 8
+    assert categories == set(Category) - {Category.OTHER_REAL, Category.OTHER_FAKE}
+
+
+def test_every_source_is_made_and_a_seed_gives_the_same_pixels(hasty):
+    first = make_images(0)
+    torch.rand(1)  # what ran before must not matter
+    again, other = make_images(0), make_images(1)
+    for split in ("train", "test"):
+        assert set(first[split]) == {source.name for source in DEMO}
+        for source in DEMO:
+            pixels = first[split][source.name]
+            assert pixels.dtype == np.uint8
+            count = dataset.NUM_IMAGES[split][source.label]
+            assert pixels.shape == (count, IMAGE_SIDE, IMAGE_SIDE, 3)
+            assert np.array_equal(pixels, again[split][source.name])
+            assert not np.array_equal(pixels, other[split][source.name])
+
+
+def test_originals_are_what_the_edited_images_were_before(hasty):
+    made = make_images(0)["train"]
+    originals, edited = made["demo_originals"], made["demo_inpainted"][: len(made["demo_originals"])]
+    same = (originals == edited).all(axis=-1).mean(axis=(1, 2))
+    # The painted ellipse and its soft edge cover at most about 65 % of an image, at least 20 %.
+    assert (same > 0.3).all()
+    assert (same < 0.85).all()

@@ -1,8 +1,10 @@
+"""The demo's photographs: two parts that never overlap, seeded crops, distortions."""
+
 import numpy as np
 import pytest
 
 from dfbench.demo import photos
-from dfbench.demo.photos import IMAGE_SIDE, PHOTOGRAPHS, Regions, load_regions
+from dfbench.demo.photos import IMAGE_SIDE, PHOTOGRAPHS, Regions, blur, jpeg, load_regions, noise
 from dfbench.errors import InputError
 
 
@@ -65,9 +67,24 @@ def test_crops_are_never_enlarged(monkeypatch):
     assert max(sides)[0] > 1.4 * IMAGE_SIDE
 
 
+def test_distortions_do_what_their_names_say():
+    crop = load_regions()[1].crops(1, np.random.default_rng(0))[0]
+    coarse, fine = (np.abs(jpeg(crop, quality).astype(float) - crop).mean() for quality in (20, 90))
+    assert 0 < fine < coarse
+
+    def roughness(image):
+        return np.abs(np.diff(image.astype(float), axis=1)).mean()
+
+    assert roughness(blur(crop, 1.8)) < roughness(blur(crop, 0.7)) < roughness(crop)
+    # On mid gray nothing clips: the measured spread is the one asked for, rounding adds 1/12 of a squared level.
+    gray = np.full((100, 100, 3), 128, np.uint8)
+    noisy = noise(gray, 12.0, np.random.default_rng(0)).astype(float)
+    assert noisy.std() == pytest.approx((12.0**2 + 1 / 12) ** 0.5, rel=0.02)
+
+
 @pytest.mark.parametrize(("package", "path"), [("skimage", "data/no_such.png"), ("no_such_package", "photo.png")])
 def test_a_missing_photograph_is_one_line_that_names_package_and_file(monkeypatch, package, path):
     monkeypatch.setattr(photos, "PHOTOGRAPHS", ((package, path),))
-    with pytest.raises(InputError, match=f"package {package}: found no {path}") as error:
+    with pytest.raises(InputError, match=f"package {package}: the photograph {path} is not in it") as error:
         load_regions()
     assert "requirements.txt" in str(error.value)

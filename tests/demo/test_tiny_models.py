@@ -1,5 +1,9 @@
 """The demo's tiny checkpoints: what loads them, what is in them, that a seed fixes them."""
 
+import runpy
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +15,12 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from dfbench.demo.tiny_models import DETAIL, INTERNVL2_5, detail_filters, make_internvl, make_tiny_models
+from dfbench.demo.tiny_models import DETAIL, detail_filters, make_internvl2_5, make_tiny_models
 from dfbench.models.internvl import InternVLPrompt
 from dfbench.models.qwen2_5_vl import QwenPrompt
+from dfbench.models.registry import AGENTS as REGISTERED
+from dfbench.models.registry import Agent, TinyModel
+from dfbench.paths import REPOSITORY
 
 AGENTS = ("qwen2.5", "internvl2.5", "internvl3")
 QUESTION = "<image>Is this a real image or a generated image? A: 'real' or B: 'generated'. Just answer with A or B."
@@ -92,16 +99,24 @@ def test_internvl_tokenizers_put_bos_before_every_text(checkpoints):
         assert tokenizer("real").input_ids[0] == tokenizer.bos_token_id == tokenizer.convert_tokens_to_ids("<s>")
 
 
-def test_a_seed_gives_the_same_bytes_whatever_torch_did_before(checkpoints, tmp_path):
-    torch.rand(7)
-    for folder in make_tiny_models(tmp_path, seed=0):
-        files = {path.name: path.read_bytes() for path in folder.iterdir()}
-        assert files == {path.name: path.read_bytes() for path in checkpoints[folder.name].iterdir()}
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(AGENTS)
+def test_the_demo_follows_from_the_records_of_the_agents(monkeypatch, capsys, tmp_path):
+    tiny = TinyModel("dfbench.demo.tiny_models:make_internvl2_5", learning_rate=1e-4, steps=7)
+    fourth = Agent("fourth", "Fourth", "internvl", "-", "train.jsonl", "test.jsonl", "score.sh", demo=tiny)
+    for known in AGENTS[:2]:
+        monkeypatch.setitem(REGISTERED, known, replace(REGISTERED[known], demo=None))
+    monkeypatch.setitem(REGISTERED, "fourth", fourth)
+    assert [folder.name for folder in make_tiny_models(tmp_path, seed=0)] == ["internvl3", "fourth"]
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["make_tiny_models.py", "--list"])
+    runpy.run_path(str(REPOSITORY / "scripts" / "make_tiny_models.py"))["main"]()
+    assert capsys.readouterr().out.splitlines() == [
+        "internvl3 shell/train_deepfake.sh shell/merge_lora.sh shell/eval_deepfake.sh 0.002 180",
+        "fourth train.sh merge_lora.sh score.sh 0.0001 7",
+    ]
 
 
 def test_no_parameter_is_neutral_and_another_seed_changes_all():
-    first, second = (dict(make_internvl(INTERNVL2_5, seed)[0].named_parameters()) for seed in (0, 1))
+    first, second = (dict(make_internvl2_5(seed)[0].named_parameters()) for seed in (0, 1))
     assert set(first) == set(second)
     for name, weight in first.items():
         assert len(weight.unique()) > 1, name

@@ -8,13 +8,16 @@ import pytest
 from builders import flag
 
 from dfbench.models import qwen2_5_vl
+from dfbench.models.registry import AGENTS, FAMILIES
 from dfbench.paths import REPOSITORY
+from dfbench.training.train import family_flags, parse
 
 ROOT = REPOSITORY
 
-TRAIN = ("qwen2.5/train.sh", "internvl2.5/shell/train_deepfake.sh", "internvl3/shell/train_deepfake.sh")
-EVALUATE = ("qwen2.5/eval.sh", "internvl2.5/shell/eval_deepfake.sh", "internvl3/shell/eval_deepfake.sh")
-MERGE = ("qwen2.5/merge_lora.sh", "internvl2.5/shell/merge_lora.sh", "internvl3/shell/merge_lora.sh")
+TRAIN = tuple(f"{agent.name}/{agent.train}" for agent in AGENTS.values())
+EVALUATE = tuple(f"{agent.name}/{agent.evaluate}" for agent in AGENTS.values())
+MERGE = tuple(f"{agent.name}/{agent.merge}" for agent in AGENTS.values())
+SCRIPTS = ("scripts/demo.sh", "scripts/setup.sh", "scripts/test.sh", "scripts/train_lora.sh")
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def dry(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("shell", TRAIN + EVALUATE + MERGE + ("scripts/setup.sh", "scripts/test.sh"))
+@pytest.mark.parametrize("shell", TRAIN + EVALUATE + MERGE + SCRIPTS)
 def test_shells_are_posix(shell):
     assert (ROOT / shell).read_text().startswith("#!/bin/sh\n")
     subprocess.run(["sh", "-n", ROOT / shell], check=True)
@@ -90,7 +93,9 @@ SETTINGS = {
 def test_training_has_the_papers_settings(dry, shell):
     words, _ = dry(shell)
     assert words[:3] == ["-m", "dfbench.training.train", "sft"]
+    words = [*family_flags(None, FAMILIES[flag(words, "model_type")]), *words]  # what training adds by itself
     assert {name: flag(words, name) for name in SETTINGS[shell]} == SETTINGS[shell]
+    assert Path(flag(words, "external_plugins")) == ROOT / "dfbench" / "training" / "swift_plugin.py"
     names = [word for word in words if word.startswith("--")]
     assert len(names) == len(set(names)), "a flag stands twice"
 
@@ -118,9 +123,8 @@ def test_training_looks_where_the_downloads_go(dry, shell, model, annotations):
     if not (ROOT / "internvl25").exists():  # where the released README downloads InternVL2.5 to
         assert existing(folder, flag(words, "model")) == ROOT / model
     assert existing(folder, flag(words, "train_annotations")) == ROOT / annotations
-    assert existing(folder, flag(words, "image_root")) == ROOT
+    assert parse(words[3:]).image_root == ROOT
     assert existing(folder, flag(words, "output_dir")) == folder / "output_ckpt"
-    assert existing(folder, flag(words, "external_plugins")) == ROOT / "dfbench" / "training" / "swift_plugin.py"
 
 
 def test_training_and_scoring_of_qwen_have_the_same_bounds_on_pixels(dry):

@@ -1,6 +1,8 @@
 """Training sees what scoring sees: ms-swift's templates, fed as `swift sft` feeds them, against Prompt.prepare."""
 
+import runpy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from dfbench.data.annotations import Sample, write_annotations
 from dfbench.data.images import load_image
 from dfbench.models.base import Prompt
 from dfbench.models.qwen2_5_vl import MAX_PIXELS, MIN_PIXELS, SYSTEM
-from dfbench.models.registry import load_prompt
+from dfbench.models.registry import AGENTS, FAMILIES, Family, load_prompt
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +50,7 @@ def swift_environment(tmp_path_factory):
         yield
 
 
-@pytest.fixture(params=["qwen2.5", "internvl2.5", "internvl3"])
+@pytest.fixture(params=list(AGENTS))
 def agent(request) -> str:
     return request.param
 
@@ -66,11 +68,10 @@ def training_rows(swift_environment, checkpoints, agent, tmp_path) -> Callable[[
     from swift.model import get_processor
     from swift.template import get_template
 
-    kind = "qwen2_5_vl" if agent == "qwen2.5" else "internvl"
-    template_type = "qwen2_5_vl" if agent == "qwen2.5" else "dfbench_internvl"
-    processor = get_processor(str(checkpoints[agent]), model_type=kind, torch_dtype=torch.float32)
+    family = FAMILIES[AGENTS[agent].family]
+    processor = get_processor(str(checkpoints[agent]), model_type=family.name, torch_dtype=torch.float32)
     system = SYSTEM if agent == "qwen2.5" else None
-    template = get_template(processor, system, max_length=4096, template_type=template_type)
+    template = get_template(processor, system, max_length=4096, template_type=family.template)
     template.set_mode("train")
 
     def load(samples: list[Sample], root: Path) -> LazyLLMDataset:
@@ -154,3 +155,14 @@ def test_an_image_that_cannot_be_used_stops_training(training_rows, photo_set, t
     assert rows[0]["input_ids"]
     with pytest.raises((OSError, ValueError)):
         rows[1]
+
+
+def test_a_family_gets_its_template_by_its_record(swift_environment, monkeypatch):
+    from swift.template import TEMPLATE_MAPPING
+
+    from dfbench.training import swift_plugin
+
+    monkeypatch.setitem(FAMILIES, "internvl", replace(FAMILIES["internvl"], template="internvl_hf"))
+    monkeypatch.setitem(FAMILIES, "new", Family("new", ("new",), prompt="-", scorer="-", template="dfbench_new"))
+    runpy.run_path(swift_plugin.__file__)
+    assert TEMPLATE_MAPPING.pop("dfbench_new").template_cls.__name__ == "PromptTemplate"

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import make_dataclass
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,10 +18,11 @@ from dfbench.data.annotations import Sample, read_annotations
 from dfbench.data.images import ImageError
 from dfbench.errors import InputError
 from dfbench.models import qwen2_5_vl
+from dfbench.models.registry import FAMILIES, Family
 from dfbench.paths import REPOSITORY
 from dfbench.training import train
 from dfbench.training.checks import checked_samples
-from dfbench.training.train import ON_CPU
+from dfbench.training.train import ALWAYS, ON_CPU
 
 ROOT = REPOSITORY
 
@@ -104,7 +105,7 @@ def test_every_bad_row_is_listed_before_training(run, swift, usual, photo_set, t
         "question",
     ):
         assert any(what in line for line in listed), (what, listed)
-    assert last.startswith(f"error: {path}: found 7 rows that cannot be trained on")
+    assert last.startswith(f"error: {path}: 7 rows cannot be trained on")
     assert not list((tmp_path / "out").rglob("*.jsonl"))
 
 
@@ -113,7 +114,7 @@ def test_of_many_bad_rows_the_first_are_listed(run, swift, usual, tmp_path, writ
     status, lines = run(*usual, "--train_annotations", write_rows(tmp_path / "rows.json", samples))
     assert status == 1
     assert len(lines) == 21
-    assert "found 500 rows that cannot be trained on (the first 20 above)" in lines[-1]
+    assert "500 rows cannot be trained on (the first 20 are listed above)" in lines[-1]
 
 
 def test_rows_are_named_by_file_and_row(run, swift, usual, photo_set, tmp_path):
@@ -144,7 +145,7 @@ def test_images_that_cannot_be_decoded_stop_training(run, swift, usual, photo_se
     assert len(rows) == 2
     assert rows[0].startswith(f"{photo_set.messages}: row 4: image {photo_set.samples[3].image}: cannot be decoded")
     assert rows[1].startswith(f"{photo_set.messages}: row 5: image {photo_set.samples[4].image}: file is empty")
-    assert "found 2 rows that cannot be trained on" in lines[-1]
+    assert ": 2 rows cannot be trained on" in lines[-1]
     assert ("--decode_images" in lines[-1]) == (not flags)
     # A truncated image can be trained on; its header does not tell.
     truncated = f"warning: {photo_set.messages}: row 7: image {photo_set.samples[6].image}: truncated"
@@ -178,7 +179,7 @@ def test_an_image_whose_header_alone_is_odd_is_used(photo_set, monkeypatch, caps
 def test_an_image_that_claims_too_many_pixels_is_refused(photo_set, monkeypatch, capsys):
     monkeypatch.setattr("dfbench.training.checks.MAX_PIXELS", 120 * 90 - 1)
     monkeypatch.setattr("dfbench.data.images.MAX_PIXELS", 120 * 90 - 1)
-    with pytest.raises(InputError, match="found 2 rows"):
+    with pytest.raises(InputError, match=": 2 rows cannot"):
         checked_samples(photo_set.messages, photo_set.root)
     assert "row 1: image DFBench/Flick8k/1.jpg: claims 120x90 pixels" in capsys.readouterr().err
 
@@ -203,6 +204,19 @@ def test_an_image_that_is_too_long_for_qwen_is_refused(run, swift, usual, checkp
     assert run(*usual)[0] == 0, "InternVL takes images of all proportions"
 
 
+def test_training_follows_from_the_record_of_a_family(run, swift, usual, monkeypatch, photo_set):
+    """Of the photographs, two are 4 times as long as wide or as wide as long; the others less than 2 times."""
+    family = Family("new", ("internvl",), prompt="-", scorer="-", template="dfbench_new", max_aspect_ratio=3)
+    monkeypatch.setitem(FAMILIES, "internvl", replace(FAMILIES["internvl"], model_types=()))
+    monkeypatch.setitem(FAMILIES, "new", family)
+    status, lines = run(*usual, "--model_type", "new")
+    assert (status, len(lines), swift) == (1, 3, [])
+    assert "DFBench/Kolors/9.jpg: 256x64 pixels, more than 3 times as long as wide" in lines[0]
+    monkeypatch.setitem(FAMILIES, "new", replace(family, max_aspect_ratio=4))
+    assert run(*usual, "--model_type", "new")[0] == 0
+    assert flag(swift[0], "template") == "dfbench_new"
+
+
 @pytest.mark.parametrize(("content", "reason"), [("", "no rows"), ("[]", "no rows"), ('[{"messages":', "found")])
 def test_unusable_annotation_files(run, swift, usual, tmp_path, content, reason):
     path = tmp_path / "rows.json"
@@ -216,14 +230,14 @@ def test_unusable_annotation_files(run, swift, usual, tmp_path, content, reason)
 def test_a_base_model_that_is_not_there(run, swift, usual, tmp_path):
     status, lines = run(*usual, "--model", tmp_path / "none")
     assert (status, len(lines), swift) == (1, 1, [])
-    assert "none: found no such folder" in lines[0]
+    assert "none: no such folder. Download the weights" in lines[0]
 
 
 def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(run, swift, usual, tmp_path):
     (tmp_path / "out" / "checkpoint-5").mkdir(parents=True)
     status, lines = run(*usual)
     assert (status, len(lines), swift) == (1, 1, [])
-    assert f"{tmp_path / 'out'}: found checkpoints of an earlier run" in lines[0]
+    assert f"{tmp_path / 'out'} has checkpoints of an earlier run" in lines[0]
     checkpoint = tmp_path / "out" / "checkpoint-5"
     assert run(*usual, "--resume_from_checkpoint", checkpoint)[0] == 0
     assert flag(swift[0], "resume_from_checkpoint") == str(checkpoint)
@@ -234,7 +248,7 @@ def test_a_model_of_another_family_is_refused(run, swift, usual, checkpoints, mo
     status, lines = run(*usual, "--model", checkpoints[model], "--model_type", model_type)
     assert (status, len(lines), swift) == (1, 1, [])
     found = json.loads((checkpoints[model] / "config.json").read_text())["model_type"]
-    assert f"{checkpoints[model] / 'config.json'}: found model_type '{found}'; expected {model_type};" in lines[0]
+    assert f"{checkpoints[model] / 'config.json'}: model_type is '{found}'; expected {model_type}." in lines[0]
 
 
 def test_an_original_internvl_checkpoint_is_not_converted_for_qwen(run, swift, usual, tmp_path):
@@ -243,7 +257,7 @@ def test_an_original_internvl_checkpoint_is_not_converted_for_qwen(run, swift, u
     (folder / "config.json").write_text('{"model_type": "internvl_chat"}')
     status, lines = run(*usual, "--model", folder, "--model_type", "qwen2_5_vl")
     assert (status, len(lines), swift) == (1, 1, [])
-    assert "found model_type 'internvl'; expected qwen2_5_vl" in lines[0]
+    assert "model_type is 'internvl_chat'; expected qwen2_5_vl" in lines[0]
 
 
 @pytest.mark.parametrize(("model", "model_type"), [("internvl3", "internvl"), ("qwen2.5", "qwen2_5_vl")])
@@ -258,8 +272,8 @@ def test_an_output_folder_that_cannot_be_is_told_before_rows_are_checked(run, sw
     for folder in (tmp_path / "file", tmp_path / "file" / "out", "/proc/out"):
         status, lines = run(*usual, *nowhere, "--output_dir", folder)
         assert (status, len(lines), swift) == (1, 1, [])
-        assert f"error: {folder}: found that nothing can be written there" in lines[0]
-        assert "set OUTPUT_DIR" in lines[0]
+        assert f"error: {folder}: nothing can be written there" in lines[0]
+        assert "Set OUTPUT_DIR" in lines[0]
 
 
 # --------------------------------------------------------------------------------------------------- validation data
@@ -269,14 +283,14 @@ def test_validation_rows_that_are_training_rows_are_refused(run, swift, usual, p
     val = write_rows(tmp_path / "val.json", photo_set.samples[4:6])
     status, lines = run(*usual, "--val_annotations", val)
     assert (status, len(lines), swift) == (1, 1, [])
-    assert f"{val}: found 2 images that are training images too, such as DFBench/CSIQ/5.png" in lines[0]
+    assert f"{val}: 2 images are training images too, such as DFBench/CSIQ/5.png" in lines[0]
 
 
 def test_bad_validation_rows_are_refused_too(run, swift, usual, tmp_path, write_rows):
     val = write_rows(tmp_path / "val.json", [Sample("gone.jpg", "A", "Real?")])
     status, lines = run(*usual, "--val_annotations", val)
     assert (status, swift) == (1, [])
-    assert lines[-1].startswith(f"error: {val}: found 1 rows")
+    assert lines[-1].startswith(f"error: {val}: 1 rows cannot be trained on")
 
 
 def test_rows_are_written_for_ms_swift_with_absolute_paths(run, swift, usual, photo_set, tmp_path, write_rows):
@@ -324,7 +338,7 @@ def test_an_impossible_share_of_validation_rows(run, swift, usual, fraction):
 
 def test_without_a_gpu_training_is_in_float32(run, swift, usual):
     assert run(*usual, "--torch_dtype", "bfloat16", "--attn_impl", "flash_attn")[0] == 0
-    for name, value in ON_CPU.items():
+    for name, value in zip(ON_CPU[::2], ON_CPU[1::2], strict=True):
         assert flag(swift[0], name.removeprefix("--")) == value
     assert flag(swift[0], "deepspeed") is None
 
@@ -356,7 +370,14 @@ def test_a_number_of_processes_that_is_none_is_told_before_rows_are_checked(
     monkeypatch.setenv("NPROC_PER_NODE", number)
     status, lines = run(*usual, "--train_annotations", tmp_path / "gone.json")
     assert (status, len(lines), swift) == (1, 1, [])
-    assert f"NPROC_PER_NODE: found '{number}'; expected a number" in lines[0]
+    assert f"NPROC_PER_NODE is '{number}'. Set it to a number" in lines[0]
+
+
+def test_what_training_always_asks_of_ms_swift_can_be_overridden(run, swift, usual):
+    assert run(*usual, "--strict", "false")[0] == 0
+    for name, value in zip(ALWAYS[::2], ALWAYS[1::2], strict=True):
+        assert flag(swift[0], name.removeprefix("--")) == ("false" if name == "--strict" else value)
+    assert flag(swift[0], "template") == "dfbench_internvl"
 
 
 def test_further_flags_reach_ms_swift_in_order(run, swift, usual):
@@ -375,6 +396,7 @@ def test_wrong_arguments(run, swift):
 
 
 def test_help_is_no_error(run, swift, capsys):
+    assert run("--help")[0] == 0
     assert run("sft", "--help")[0] == 0
     assert run("export", "--help")[0] == 0
 
@@ -390,7 +412,7 @@ def test_when_ms_swift_fails_so_does_training(run, monkeypatch, usual):
     monkeypatch.setattr("dfbench.training.train.subprocess.run", fail)
     status, lines = run(*usual)
     assert status == 1
-    assert lines[-1].startswith("error: swift sft: found exit status 3; expected 0;")
+    assert lines[-1].startswith("error: swift sft ended with exit status 3;")
     words, env = commands[0]
     assert words[:2] == [sys.executable, "-m"]
     assert env["PATH"] == os.environ["PATH"]
@@ -414,12 +436,13 @@ def test_arguments_that_ms_swift_refuses_are_wrong_arguments(run, monkeypatch, u
         (
             ("--max-steps", "2", "--no_packing", "--packing=true"),
             1,
-            "error: swift sft: found exit status 1; expected 0",
+            "error: swift sft ended with exit status 1;",
         ),
     ],
 )
 def test_flags_that_ms_swift_does_not_have_are_wrong_arguments(run, monkeypatch, usual, flags, status, last):
-    ours = ("model", "output_dir", "dataset", "val_dataset", "torch_dtype", "bf16", "fp16", "use_cpu", "attn_impl")
+    ours = [word.removeprefix("--") for word in ALWAYS + ON_CPU if word.startswith("--")]
+    ours += ["template", "model", "output_dir", "dataset", "val_dataset"]
     arguments = make_dataclass("Arguments", [*ours, "max_steps", "packing"])
     stub = SimpleNamespace(SftArguments=arguments, ExportArguments=arguments)
     monkeypatch.setitem(sys.modules, "swift.arguments", stub)
@@ -472,16 +495,17 @@ def test_a_merged_model_is_not_overwritten(run, swift, trained):
     (trained / "checkpoint-2_merged" / "config.json").touch()
     status, lines = run("export", "--trained", trained)
     assert (status, len(lines), len(swift)) == (1, 1, 1)
-    assert "checkpoint-2_merged: found files already; expected a new folder" in lines[0]
+    assert "checkpoint-2_merged has files in it already" in lines[0]
 
 
 def test_merging_before_training(run, swift, tmp_path):
     status, lines = run("export", "--trained", tmp_path)
     assert (status, len(lines), swift) == (1, 1, [])
-    assert f"{tmp_path}: found no merged model and no adapter" in lines[0]
+    assert lines[0].startswith(f"error: {tmp_path}: ")
+    assert "no merged model and no adapter" in lines[0]
 
 
 def test_merging_a_folder_that_holds_no_adapter(run, swift, tmp_path):
     status, lines = run("export", "--trained", tmp_path, "--adapters", tmp_path)
     assert (status, len(lines), swift) == (1, 1, [])
-    assert "found no adapter_config.json" in lines[0]
+    assert "no adapter_config.json" in lines[0]
