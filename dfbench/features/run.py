@@ -34,9 +34,9 @@ from dfbench.predictions.writer import (
     consolidate,
     only_run,
     part_path,
+    read_tables,
     remove_errors,
     remove_results,
-    written_cells,
 )
 from dfbench.provenance import describe_software
 
@@ -107,7 +107,7 @@ def _missing(csv_path: Path, images: Sequence[str], overwrite: bool) -> list[str
     if overwrite:
         with only_run(csv_path):
             remove_results(csv_path)
-    measured, _, _ = written_cells(csv_path, COLUMNS)
+    measured, _, _ = read_tables(csv_path, COLUMNS)
     check_known(csv_path, measured, map(printable, images))
     return [image for image in images if printable(image) not in measured]
 

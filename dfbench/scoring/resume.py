@@ -10,7 +10,7 @@ from dfbench.data.annotations import Sample
 from dfbench.errors import InputError, shorten
 from dfbench.io import write_json
 from dfbench.predictions.schema import NOT_FINITE, info_path, read_info
-from dfbench.predictions.writer import consolidate, remove_results, written_cells
+from dfbench.predictions.writer import consolidate, read_tables, remove_results, second_cells
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def begin(
     """
     if overwrite:
         remove_results(csv_path)
-    rows, errors, _ = written_cells(csv_path)
+    rows, errors, _ = second_cells(read_tables(csv_path))
     _check(csv_path, identity, samples, rows, errors)
     again = (sample for sample in samples if errors.get(sample.image, NOT_FINITE) != NOT_FINITE)
     mended = {sample.image for sample in again if usable(sample)}
