@@ -29,7 +29,7 @@ ROOT = REPOSITORY
 
 @pytest.fixture(scope="module")
 def score(photo_set):
-    """A function: (scorer, samples, batch size) -> float32 logits (images, 2), batches filled up to one shape."""
+    """A function: (scorer, samples, batch size) -> float32 logits (images, 2), batches padded to one shape."""
 
     def run(scorer: Scorer, samples: list[Sample], batch_size: int, fixed: bool = True) -> np.ndarray:
         sizes = measure_sizes(samples, photo_set.root, scorer.prompt)

@@ -15,13 +15,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, InternVLConfig, InternVLForConditionalGeneration
+from transformers import AutoImageProcessor, AutoTokenizer, InternVLConfig, PreTrainedModel
 
-from dfbench.errors import InputError
-from dfbench.models.base import ModelInputs, Prompt, Scorer, SequenceSize, normalize_pixels
+from dfbench.models.base import ModelInputs, Prompt, SequenceSize, answer_token_ids, normalize_pixels
 from dfbench.models.packed.layers import project_qkv
-from dfbench.models.packed.packing import Layout, PackShape, pad
-from dfbench.predictions.probabilities import answer_token_ids
+from dfbench.models.packed.packing import PackShape, pack_prompts
+from dfbench.models.packed.scorer import PackedScorer
 
 SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 """System text of upstream's conversation template `internlm2-chat`; part of what the models were trained on."""
@@ -45,7 +44,7 @@ class _Shape:
 
 
 class InternVLPrompt(Prompt):
-    """Builds InternVL's token ids and tiles; small and picklable, so that worker processes can hold it."""
+    """Builds InternVL's token ids, the first being BOS where the language model is InternLM's, and its tiles."""
 
     family = "internvl"
 
@@ -88,10 +87,6 @@ class InternVLPrompt(Prompt):
         question = question.replace("<image>", image)
         return f"<|im_start|>system\n{SYSTEM}<|im_end|><|im_start|>user\n{question}<|im_end|><|im_start|>assistant\n"
 
-    def input_ids(self, question: str, num_tiles: int) -> list[int]:
-        """Token ids of the prompt, the first being BOS where the language model is InternLM's."""
-        return list(_cached_ids(self, question, num_tiles))
-
     def encode(self, text: str) -> list[int]:
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         return [self.tokenizer.bos_token_id, *ids] if self.shape.starts_with_bos else ids
@@ -127,28 +122,8 @@ class InternVLPrompt(Prompt):
         num_tiles = columns * rows + (columns * rows > 1)
         return SequenceSize(len(self.input_ids(question, num_tiles)) - len(self.prefix), num_tiles)
 
-    def collate(self, prepared: list[ModelInputs], shape: PackShape | None = None) -> dict[str, Any]:
-        """Pack prompts: input_ids and positions int64 (N,), image_slots int64 (image tokens,), pixels uint8
-        (T, 3, tile, tile), layout, and count (B,).
-        """
-        own = [self.own_ids(item) for item in prepared]
-        lengths = torch.tensor([len(ids) for ids in own])
-        tokens, tiles = (shape.tokens, shape.vision) if shape else (None, None)
-        input_ids = torch.cat(own)
-        start = len(self.prefix)
-        return {
-            "input_ids": pad(input_ids, tokens),
-            "positions": pad(torch.cat([torch.arange(start, start + len(ids)) for ids in own]), tokens),
-            "layout": Layout.of(lengths, start, shape),
-            "image_slots": (input_ids == self.image_token_id).nonzero().flatten(),
-            "pixels": pad(torch.cat([item.pixels for item in prepared]), tiles),
-            "count": lengths,
-        }
-
-
-@lru_cache(maxsize=256)
-def _cached_ids(prompt: InternVLPrompt, question: str, num_tiles: int) -> tuple[int, ...]:
-    return tuple(prompt.encode(prompt.text(question, num_tiles)))
+    def pack(self, inputs: list[ModelInputs], shape: PackShape | None = None) -> dict[str, Any]:
+        return pack_prompts(self, inputs, shape)
 
 
 def closest_grid(width: int, height: int, max_tiles: int, tile: int) -> tuple[int, int]:
@@ -181,21 +156,26 @@ def pixel_table() -> Tensor:
     return levels.sub(torch.tensor(IMAGENET_MEAN)).div(torch.tensor(IMAGENET_STD)).T.contiguous()
 
 
-class InternVLScorer(Scorer):
-    """Logits of A and B by one packed prefill of an `InternVLForConditionalGeneration`."""
+class InternVLScorer(PackedScorer):
+    """Packed prefill of an `InternVLForConditionalGeneration`."""
 
-    def __init__(
-        self, model: InternVLForConditionalGeneration, prompt: InternVLPrompt, *, compiled: bool = False
-    ) -> None:
+    text_models = ("llama", "qwen2")
+
+    def __init__(self, model: PreTrainedModel, prompt: InternVLPrompt, *, compiled: bool = False) -> None:
         super().__init__(model, prompt, compiled=compiled)
-        if model.config.vision_feature_layer != -1:
-            raise InputError(
-                prompt.checkpoint,
-                found=f"vision_feature_layer {model.config.vision_feature_layer}",
-                expected="-1, the last one",
-                remedy="use a checkpoint of the InternVL2.5 or InternVL3 family",
-            )
         self._run_block = self.compile(vision_block, compiled)
+
+    @classmethod
+    def unsupported(cls, config: InternVLConfig) -> str | None:
+        vision = config.vision_config
+        faults = {
+            f"a vision tower of type {vision.model_type}": vision.model_type != "internvl_vision",
+            f"vision_feature_layer {config.vision_feature_layer}": config.vision_feature_layer != -1,
+            "image features with the class token": config.vision_feature_select_strategy != "default",
+            "no position embeddings in its vision tower": not vision.use_absolute_position_embeddings,
+            "tiles or patches that are not square": len({*vision.image_size}) > 1 or len({*vision.patch_size}) > 1,
+        }
+        return super().unsupported(config) or next((fault for fault, found in faults.items() if found), None)
 
     @property
     def vision_blocks(self) -> torch.nn.ModuleList:

@@ -23,10 +23,8 @@ import torch
 from dfbench import cli
 from dfbench.data.annotations import split_validation, write_annotations
 from dfbench.errors import InputError, shorten
-from dfbench.models.base import read_config
-from dfbench.models.checkpoints import newest_adapter, read_base_model
+from dfbench.models.checkpoints import newest_adapter, read_base_model, read_config, usable_checkpoint
 from dfbench.models.internvl_convert.convert import is_original
-from dfbench.models.registry import usable_checkpoint
 from dfbench.paths import REPOSITORY
 from dfbench.training.checks import QWEN_MAX_RATIO, checked_samples
 
