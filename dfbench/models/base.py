@@ -160,12 +160,6 @@ class Prompt(ABC):
         if found != num_tokens:
             raise ImageError(f"its question holds {found - num_tokens} image tokens of its own")
 
-    def own_ids(self, inputs: ModelInputs) -> Tensor:
-        """A prompt's token ids after the shared prefix."""
-        length = len(self.prefix)
-        assert inputs.input_ids[:length].tolist() == self.prefix, "share_prefix has not seen this question"
-        return inputs.input_ids[length:]
-
 
 @lru_cache(maxsize=4096)
 def _cached_ids(prompt: Prompt, question: str, image_size: int) -> tuple[int, ...]:

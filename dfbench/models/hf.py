@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from dfbench.errors import InputError, shorten
+from dfbench.errors import InputError, first_line
 from dfbench.models.base import DTYPES, Scorer
 from dfbench.models.checkpoints import read_adapter_config
 
@@ -59,7 +59,7 @@ def load_model(checkpoint: Path, *, device: str, dtype: str, adapter: Path | Non
         raise
     except _UNUSABLE as error:
         raise InputError(
-            f"{checkpoint}: its weights cannot be loaded ({_reason(error)}). Download the weights again."
+            f"{checkpoint}: its weights cannot be loaded ({first_line(error)}). Download the weights again."
         ) from None
     for kind in ("missing_keys", "mismatched_keys"):
         if report[kind]:
@@ -108,7 +108,7 @@ def _with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     except torch.OutOfMemoryError:
         raise
     except _UNUSABLE as error:
-        raise _misfit(adapter, _reason(error)) from None
+        raise _misfit(adapter, first_line(error)) from None
     strange = list(loaded.unexpected_keys) + [key for key in loaded.missing_keys if "lora_" in key]
     if strange:
         raise _misfit(adapter, f"{len(strange)} weights that do not match the model's layers, such as {strange[0]}")
@@ -119,8 +119,3 @@ def _misfit(adapter: Path, reason: str) -> InputError:
     return InputError(
         f"{adapter}: not a LoRA adapter of this model ({reason}). Name the adapter that was trained on it."
     )
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return shorten(lines[0], 200)

@@ -5,7 +5,6 @@ the Chinese system text, no newline after `<|im_end|>`, the image resized to a s
 thumbnail. `native` is the checkpoint's own chat template with dynamic tiling, for zero-shot use.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, InternVLConfig, PreTrainedModel
+from transformers import AutoImageProcessor, AutoTokenizer, InternVLConfig
 
 from dfbench.models.base import ModelInputs, Prompt, SequenceSize, answer_token_ids, normalize_pixels
 from dfbench.models.packed.layers import project_qkv
@@ -34,15 +33,6 @@ MAX_TILES = 6
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """What a checkpoint's config says about its prompts."""
-
-    tile: int
-    tokens_per_tile: int
-    starts_with_bos: bool
-
-
 class InternVLPrompt(Prompt):
     """Builds InternVL's token ids, the first being BOS where the language model is InternLM's, and its tiles."""
 
@@ -52,9 +42,10 @@ class InternVLPrompt(Prompt):
         self.checkpoint, self.protocol = checkpoint, protocol
         config = InternVLConfig.from_pretrained(checkpoint)
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        tile = config.vision_config.image_size[0]
-        per_side = tile // config.vision_config.patch_size[0] * config.downsample_ratio
-        self.shape = _Shape(tile, round(per_side**2), config.text_config.model_type == "llama")
+        self.tile = config.vision_config.image_size[0]
+        per_side = self.tile // config.vision_config.patch_size[0] * config.downsample_ratio
+        self.tokens_per_tile = round(per_side**2)
+        self.starts_with_bos = config.text_config.model_type == "llama"
         self.image_token_id = config.image_token_id
         self.max_tiles = MAX_TILES
         if protocol == "native":
@@ -65,16 +56,16 @@ class InternVLPrompt(Prompt):
         self.depends_on_size = protocol == "native"
 
     def describe(self) -> dict[str, Any]:
-        side = round(self.shape.tile * IMAGE_SIDE_IN_TILES)
+        side = round(self.tile * IMAGE_SIDE_IN_TILES)
         return {
             "protocol": self.protocol,
-            "prompt": (self.tokenizer.bos_token if self.shape.starts_with_bos else "") + self.text("{question}", 0),
+            "prompt": (self.tokenizer.bos_token if self.starts_with_bos else "") + self.text("{question}", 0),
             "image": f"RGB, PIL bicubic, {f'{side}x{side}, ' if self.protocol == 'upstream' else ''}"
-            f"{self.shape.tile}-pixel tiles, {self.max_tiles} at most, and a thumbnail",
+            f"{self.tile}-pixel tiles, {self.max_tiles} at most, and a thumbnail",
         }
 
     def text(self, question: str, num_tiles: int) -> str:
-        image = "<img>" + "<IMG_CONTEXT>" * (self.shape.tokens_per_tile * num_tiles) + "</img>"
+        image = "<img>" + "<IMG_CONTEXT>" * (self.tokens_per_tile * num_tiles) + "</img>"
         if self.protocol == "native":
             turn = [{"type": "image"}, {"type": "text", "text": question.replace("<image>", "").strip()}]
             text = self.tokenizer.apply_chat_template(
@@ -89,11 +80,11 @@ class InternVLPrompt(Prompt):
 
     def encode(self, text: str) -> list[int]:
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        return [self.tokenizer.bos_token_id, *ids] if self.shape.starts_with_bos else ids
+        return [self.tokenizer.bos_token_id, *ids] if self.starts_with_bos else ids
 
     def tiles(self, rgb: Image.Image) -> np.ndarray:
         """Tiles of one RGB image, row by row, then the thumbnail: uint8 (T, 3, tile, tile)."""
-        tile = self.shape.tile
+        tile = self.tile
         if self.protocol == "upstream":
             side = round(tile * IMAGE_SIDE_IN_TILES)
             rgb = rgb.resize((side, side), Image.Resampling.BICUBIC)
@@ -108,7 +99,7 @@ class InternVLPrompt(Prompt):
     def prepare(self, question: str, rgb: Image.Image) -> ModelInputs:
         tiles = self.tiles(rgb)
         ids = self.input_ids(question, len(tiles))
-        self.check_image_tokens(ids, len(tiles) * self.shape.tokens_per_tile)
+        self.check_image_tokens(ids, len(tiles) * self.tokens_per_tile)
         return ModelInputs(torch.tensor(ids), torch.from_numpy(tiles))
 
     def pixel_values(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
@@ -117,8 +108,8 @@ class InternVLPrompt(Prompt):
 
     def sequence_size(self, question: str, width: int, height: int) -> SequenceSize:
         if self.protocol == "upstream":
-            width = height = round(self.shape.tile * IMAGE_SIDE_IN_TILES)
-        columns, rows = closest_grid(width, height, self.max_tiles, self.shape.tile)
+            width = height = round(self.tile * IMAGE_SIDE_IN_TILES)
+        columns, rows = closest_grid(width, height, self.max_tiles, self.tile)
         num_tiles = columns * rows + (columns * rows > 1)
         return SequenceSize(len(self.input_ids(question, num_tiles)) - len(self.prefix), num_tiles)
 
@@ -156,14 +147,37 @@ def pixel_table() -> Tensor:
     return levels.sub(torch.tensor(IMAGENET_MEAN)).div(torch.tensor(IMAGENET_STD)).T.contiguous()
 
 
+def embed_tiles(embeddings: torch.nn.Module, values: Tensor) -> Tensor:
+    """Patch, class and position embeddings: values (T, 3, tile, tile) -> (T, 1 + patches, C).
+
+    The convolution covers each patch once, so it is a matrix product.
+    """
+    projection = embeddings.patch_embeddings.projection
+    patch = projection.kernel_size[0]
+    patches = (
+        values.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    )
+    hidden = F.linear(patches, projection.weight.flatten(1), projection.bias)
+    return torch.cat([embeddings.cls_token.expand(len(hidden), -1, -1), hidden], dim=1) + embeddings.position_embeddings
+
+
+def vision_block(block: torch.nn.Module, hidden: Tensor) -> Tensor:
+    """One block of InternViT: hidden (T, tokens, C) -> the same shape; each tile attends to itself only."""
+    attention = block.attention
+    query, key, value = project_qkv(attention, block.layernorm_before(hidden))
+    query, key = (
+        norm(part.flatten(2)).view_as(part) for norm, part in ((attention.q_norm, query), (attention.k_norm, key))
+    )
+    attended = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (query, key, value)))
+    hidden = hidden + block.lambda_1 * attention.projection_layer(attended.transpose(1, 2).flatten(2))
+    return hidden + block.lambda_2 * block.mlp(block.layernorm_after(hidden))
+
+
 class InternVLScorer(PackedScorer):
     """Packed prefill of an `InternVLForConditionalGeneration`."""
 
     text_models = ("llama", "qwen2")
-
-    def __init__(self, model: PreTrainedModel, prompt: InternVLPrompt, *, compiled: bool = False) -> None:
-        super().__init__(model, prompt, compiled=compiled)
-        self._run_block = self.compile(vision_block, compiled)
+    vision_block = staticmethod(vision_block)
 
     @classmethod
     def unsupported(cls, config: InternVLConfig) -> str | None:
@@ -193,29 +207,3 @@ class InternVLScorer(PackedScorer):
             patches.unflatten(1, (side, side)), scale_factor=self.model.config.downsample_ratio
         )
         return body.multi_modal_projector(shuffled.flatten(1, 2)).flatten(0, 1)
-
-
-def embed_tiles(embeddings: torch.nn.Module, values: Tensor) -> Tensor:
-    """Patch, class and position embeddings: values (T, 3, tile, tile) -> (T, 1 + patches, C).
-
-    The convolution covers each patch once, so it is a matrix product.
-    """
-    projection = embeddings.patch_embeddings.projection
-    patch = projection.kernel_size[0]
-    patches = (
-        values.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-    )
-    hidden = F.linear(patches, projection.weight.flatten(1), projection.bias)
-    return torch.cat([embeddings.cls_token.expand(len(hidden), -1, -1), hidden], dim=1) + embeddings.position_embeddings
-
-
-def vision_block(block: torch.nn.Module, hidden: Tensor) -> Tensor:
-    """One block of InternViT: hidden (T, tokens, C) -> the same shape; each tile attends to itself only."""
-    attention = block.attention
-    query, key, value = project_qkv(attention, block.layernorm_before(hidden))
-    query, key = (
-        norm(part.flatten(2)).view_as(part) for norm, part in ((attention.q_norm, query), (attention.k_norm, key))
-    )
-    attended = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (query, key, value)))
-    hidden = hidden + block.lambda_1 * attention.projection_layer(attended.transpose(1, 2).flatten(2))
-    return hidden + block.lambda_2 * block.mlp(block.layernorm_after(hidden))

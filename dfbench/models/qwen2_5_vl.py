@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from qwen_vl_utils.vision_process import smart_resize
 from torch import Tensor
-from transformers import AutoProcessor, PreTrainedModel, Qwen2_5_VLConfig
+from transformers import AutoProcessor, Qwen2_5_VLConfig
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from dfbench.data.images import ImageError
@@ -126,13 +126,11 @@ class QwenPrompt(Prompt):
             "positions": pad(torch.cat([self._positions(item) for item in inputs], dim=1), num_tokens, dim=1),
             "patch_positions": pad(get_vision_position_ids(grids, self.merge), num_patches),
             "images": Segments.of(image_patches, size=size, max_seqlen=shape and shape.max_vision),
-            "windows": Segments.of(cu_seqlens.diff(), size=shape and shape.windows, max_seqlen=self._window_patches),
+            "windows": Segments.of(
+                cu_seqlens.diff(), size=shape and shape.windows, max_seqlen=(window_size // self.patch) ** 2
+            ),
             "window_order": torch.cat([order, torch.arange(len(order), num_patches // self.merge**2)]),
         }
-
-    @property
-    def _window_patches(self) -> int:
-        return (self.config.vision_config.window_size // self.patch) ** 2
 
     def _positions(self, item: ModelInputs) -> Tensor:
         """Temporal, height and width positions of one prompt after the shared prefix, int64 (3, L): text counts on from
@@ -158,14 +156,30 @@ def _normalisation_table(image_processor: Any) -> Tensor:
     return values[:, :256].float().contiguous()
 
 
+def _reordered(tensor: Tensor, order: Tensor) -> Tensor:
+    """Rows of 2x2-patch blocks in another block order: (P, C) -> (P, C)."""
+    return tensor.unflatten(0, (len(order), -1))[order].flatten(0, 1)
+
+
+def vision_block(block: torch.nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, segments: Segments) -> Tensor:
+    """One block of the vision tower: hidden (P, C) -> (P, C); patches attend inside their segment (window or image)."""
+    attention = block.attn
+    qkv = attention.qkv(block.norm1(hidden)).unflatten(-1, (3, attention.num_heads, -1))
+    if windows.fits(qkv, segments):
+        attended = windows.attend_windows(qkv, cos, sin, segments.cu_seqlens)
+    else:
+        query, key, value = qkv.unbind(1)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        attended = attend(query, key, value, segments, segments, causal=False)
+    hidden = hidden + attention.proj(attended.flatten(1))
+    return hidden + gated(block.mlp, block.norm2(hidden))
+
+
 class QwenScorer(PackedScorer):
     """Packed prefill of a `Qwen2_5_VLForConditionalGeneration`."""
 
     text_models = ("qwen2_5_vl_text",)
-
-    def __init__(self, model: PreTrainedModel, prompt: QwenPrompt, *, compiled: bool = False) -> None:
-        super().__init__(model, prompt, compiled=compiled)
-        self._run_block = self.compile(vision_block, compiled)
+    vision_block = staticmethod(vision_block)
 
     def rotation(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Rotary cosines and sines, float32 (N, D), of positions int64 (3, N), or (N,) for text."""
@@ -188,22 +202,3 @@ class QwenScorer(PackedScorer):
             segments = batch["images"] if index in tower.fullatt_block_indexes else batch["windows"]
             hidden = self._run_block(block, hidden, cos, sin, segments)
         return tower.merger(hidden)[order.argsort()]
-
-
-def _reordered(tensor: Tensor, order: Tensor) -> Tensor:
-    """Rows of 2x2-patch blocks in another block order: (P, C) -> (P, C)."""
-    return tensor.unflatten(0, (len(order), -1))[order].flatten(0, 1)
-
-
-def vision_block(block: torch.nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, segments: Segments) -> Tensor:
-    """One block of the vision tower: hidden (P, C) -> (P, C); patches attend inside their segment (window or image)."""
-    attention = block.attn
-    qkv = attention.qkv(block.norm1(hidden)).unflatten(-1, (3, attention.num_heads, -1))
-    if windows.fits(qkv, segments):
-        attended = windows.attend_windows(qkv, cos, sin, segments)
-    else:
-        query, key, value = qkv.unbind(1)
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        attended = attend(query, key, value, segments, segments, causal=False)
-    hidden = hidden + attention.proj(attended.flatten(1))
-    return hidden + gated(block.mlp, block.norm2(hidden))

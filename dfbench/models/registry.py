@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfbench.errors import InputError, shorten
+from dfbench.errors import InputError, first_line, shorten
 from dfbench.models.checkpoints import read_config, usable_checkpoint
 from dfbench.paths import REPOSITORY, RESULTS
 
@@ -164,35 +164,48 @@ def family_of(model_type: str | None) -> Family | None:
     return next((family for family in FAMILIES.values() if model_type in family.model_types), None)
 
 
-def _load(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    return getattr(import_module(module), attribute)
-
-
-def load_prompt(checkpoint: Path, protocol: str = "upstream", *, engine: str = "auto") -> "Prompt":
-    """The CPU side of a checkpoint folder, by its config's `model_type`, for the engine that will score it.
-
-    Raises InputError for any other family, where the tokenizer or the image processor is missing or broken, and where
-    `choose_engine` does.
+def check_checkpoint(checkpoint: Path, only: str | None = None) -> Family:
+    """The family of a checkpoint folder, by its config.json alone. Raises InputError where there is none, and for
+    another family than the one named `only`: one model under another's name would count twice in MoA-DF.
     """
-    from huggingface_hub.errors import StrictDataclassError
-
-    checkpoint = usable_checkpoint(checkpoint)
     model_type = read_config(checkpoint).get("model_type")
-    family = family_of(model_type)
+    family = FAMILIES["internvl"] if model_type == "internvl_chat" else family_of(model_type)  # the former is converted
     if family is None:
         known = " or ".join(name for each in FAMILIES.values() for name in each.model_types)
         raise InputError(
             f"{checkpoint / 'config.json'}: model_type is {shorten(model_type)}; expected {known}. "
             f"Name a checkpoint of such a model."
         )
-    prompt_class = _load(family.prompt)
-    try:
-        prompt = prompt_class(checkpoint, protocol) if family.protocols else prompt_class(checkpoint)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if only and family.name != only:
         raise InputError(
-            f"{checkpoint}: its config, tokenizer or image processor cannot be used ({shorten(reason, 200)}). "
+            f"{checkpoint}: a checkpoint of the family {family.name}, not {only}. "
+            f"Correct --model_path, or use that model's own folder."
+        )
+    return family
+
+
+def _load(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def load_prompt(checkpoint: Path, protocol: str | None = None, *, engine: str = "auto") -> "Prompt":
+    """The CPU side of a checkpoint folder, by its config's `model_type`, for the engine that will score it.
+
+    protocol: None for the family's first. engine: one of ENGINES.
+    Raises InputError for any other family, where the tokenizer or the image processor is missing or broken, and where
+    `choose_engine` does.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    checkpoint = usable_checkpoint(checkpoint)
+    family = check_checkpoint(checkpoint)
+    options = (protocol or family.protocols[0],) if family.protocols else ()
+    try:
+        prompt = _load(family.prompt)(checkpoint, *options)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise InputError(
+            f"{checkpoint}: its config, tokenizer or image processor cannot be used ({first_line(error)}). "
             f"Download the whole folder again."
         ) from None
     return prompt.for_engine(choose_engine(prompt, engine))

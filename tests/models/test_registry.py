@@ -13,7 +13,7 @@ from dfbench.models import registry
 from dfbench.models.hf import TransformersScorer
 from dfbench.models.packed.scorer import PackedScorer
 from dfbench.models.registry import AGENTS as AGENT_RECORDS
-from dfbench.models.registry import FAMILIES, Family, load_prompt, load_scorer, register
+from dfbench.models.registry import FAMILIES, Family, check_checkpoint, load_prompt, load_scorer, register
 
 AGENTS = ("qwen2.5", "internvl2.5", "internvl3")
 
@@ -125,6 +125,14 @@ def test_a_broken_config_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_text(content, encoding="latin-1")
     with pytest.raises(InputError, match=r"config\.json.*download it again"):
         load_prompt(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["internvl", "internvl_chat"])
+def test_the_family_of_a_folder_by_its_config_alone(tmp_path, model_type):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    assert check_checkpoint(tmp_path, "internvl").name == "internvl"
+    with pytest.raises(InputError, match=r"a checkpoint of the family internvl, not qwen2_5_vl\. Correct"):
+        check_checkpoint(tmp_path, "qwen2_5_vl")
 
 
 def test_another_family_is_refused(tmp_path):

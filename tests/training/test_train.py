@@ -216,7 +216,7 @@ def test_unusable_annotation_files(run, swift, usual, tmp_path, content, reason)
 def test_a_base_model_that_is_not_there(run, swift, usual, tmp_path):
     status, lines = run(*usual, "--model", tmp_path / "none")
     assert (status, len(lines), swift) == (1, 1, [])
-    assert "none: found no such folder" in lines[0]
+    assert "none: no such folder" in lines[0]
 
 
 def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(run, swift, usual, tmp_path):
@@ -478,10 +478,10 @@ def test_a_merged_model_is_not_overwritten(run, swift, trained):
 def test_merging_before_training(run, swift, tmp_path):
     status, lines = run("export", "--trained", tmp_path)
     assert (status, len(lines), swift) == (1, 1, [])
-    assert f"{tmp_path}: found no merged model and no adapter" in lines[0]
+    assert f"{tmp_path}: no merged model and no adapter" in lines[0]
 
 
 def test_merging_a_folder_that_holds_no_adapter(run, swift, tmp_path):
     status, lines = run("export", "--trained", tmp_path, "--adapters", tmp_path)
     assert (status, len(lines), swift) == (1, 1, [])
-    assert "found no adapter_config.json" in lines[0]
+    assert "no adapter_config.json" in lines[0]

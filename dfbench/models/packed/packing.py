@@ -203,10 +203,12 @@ def pack_prompts(prompt: "Prompt", inputs: "list[ModelInputs]", shape: PackShape
     """What every family's packed batch holds, on the CPU: input_ids and positions int64 (N,), image_slots int64 (image
     tokens,), the rows of the image tokens, pixels uint8 (tiles or patches, ...), layout, and count (B,).
     """
-    own = [prompt.own_ids(item) for item in inputs]
-    lengths = torch.tensor([len(ids) for ids in own])
+    start = len(prompt.prefix)
+    for item in inputs:
+        assert item.input_ids[:start].tolist() == prompt.prefix, "share_prefix has not seen this question"
+    own = [item.input_ids[start:] for item in inputs]
+    input_ids, lengths = torch.cat(own), torch.tensor([len(ids) for ids in own])
     tokens, vision = (shape.tokens, shape.vision) if shape else (None, None)
-    input_ids, start = torch.cat(own), len(prompt.prefix)
     return {
         "input_ids": pad(input_ids, tokens),
         "positions": pad(torch.cat([torch.arange(start, start + len(ids)) for ids in own]), tokens),

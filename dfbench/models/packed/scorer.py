@@ -27,11 +27,13 @@ class PackedScorer(Scorer):
     """Two logits for each image by one packed prefill. Fuses the model's layers in place.
 
     text_models: the `model_type`s of language models that `packing` computes: llama-like, with nothing added.
+    vision_block: one layer of the vision tower, (module, hidden, ...) -> hidden; a static method.
     compiled: compile the layers; every batch must then be padded to one PackShape.
     Raises InputError for a model that `unsupported` finds fault with.
     """
 
     text_models: tuple[str, ...]
+    vision_block: Callable[..., Tensor]
 
     def __init__(self, model: PreTrainedModel, prompt: Prompt, *, compiled: bool = False) -> None:
         if reason := self.unsupported(model.config) or _adapted_beyond(model):
@@ -44,7 +46,9 @@ class PackedScorer(Scorer):
             fuse_decoder_layer(layer)
         for block in self.vision_blocks:
             fuse_vision_block(block)
-        self._run_layer = self.compile(decoder_layer, compiled)
+        self._run_layer, self._run_block = (
+            _compile(function) if compiled else function for function in (decoder_layer, self.vision_block)
+        )
 
     @classmethod
     def unsupported(cls, config: PreTrainedConfig) -> str | None:
@@ -79,15 +83,6 @@ class PackedScorer(Scorer):
     def vision_blocks(self) -> nn.ModuleList:
         """The layers of the vision tower."""
 
-    @staticmethod
-    def compile(function: Callable, compiled: bool) -> Callable:
-        if not compiled:
-            return function
-        # Each size of batch that memory running out leads to is compiled anew; torch would give up at eight.
-        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-        # Deterministic: a sum's order is not chosen by timing, which is not the same in every process.
-        return torch.compile(function, dynamic=False, fullgraph=True, options={"deterministic": True})
-
     @cached_property
     def prefix(self) -> Prefix:
         """Keys and values of the shared prefix, computed once."""
@@ -115,6 +110,13 @@ class PackedScorer(Scorer):
         last = decode_last(self.language.layers, hidden, cos, sin, batch["layout"], self.prefix, self._run_layer)
         logits = answer_logits(self.model.lm_head, self.language.norm(last), self.prompt.answer_tokens)
         return logits[: len(batch["count"])]
+
+
+def _compile(function: Callable) -> Callable:
+    # Each size of batch that memory running out leads to is compiled anew; torch would give up at eight.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    # Deterministic: a sum's order is not chosen by timing, which is not the same in every process.
+    return torch.compile(function, dynamic=False, fullgraph=True, options={"deterministic": True})
 
 
 def _adapted_beyond(model: PreTrainedModel) -> str | None:
