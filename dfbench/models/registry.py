@@ -220,7 +220,7 @@ def choose_engine(prompt: "Prompt", engine: str) -> "Engine":
         return engine
     scorer = FAMILIES[prompt.family].scorer
     if scorer is None:
-        reason = "no packed layers"
+        reason = f"the family {prompt.family}"
     else:
         from transformers import AutoConfig
 

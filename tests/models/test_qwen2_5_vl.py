@@ -1,5 +1,8 @@
 """Qwen2.5-VL against its own pipeline: qwen_vl_utils' resizing, the checkpoint's processor, transformers' forward."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from dfbench.data.images import ImageError, load_image
+from dfbench.errors import InputError
 from dfbench.models.hf import TransformersScorer, load_model
 from dfbench.models.qwen2_5_vl import MAX_PIXELS, MIN_PIXELS, QwenPrompt, QwenScorer
 from dfbench.models.registry import load_prompt, load_scorer
@@ -80,6 +84,19 @@ def test_images_keep_their_size_up_to_multiples_of_28_within_the_bounds(prompt, 
 def test_impossible_proportions_are_an_image_error(prompt):
     with pytest.raises(ImageError, match=r"^4002x20 pixels: .*200"):
         prompt.prepare("Real?", Image.new("RGB", (4002, 20)))
+
+
+def test_an_image_processor_of_other_patches_than_the_vision_towers_is_refused(checkpoints, tmp_path):
+    """Its image tokens would stand for other features than theirs."""
+    folder = shutil.copytree(
+        checkpoints["qwen2.5"], tmp_path / "merged", ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    path = folder / "processor_config.json"
+    config = json.loads(path.read_text())
+    config["image_processor"]["merge_size"] = 4
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match="the image processor's patches are not the vision tower's"):
+        load_prompt(folder)
 
 
 # -------------------------------------------------------------------------------------------------------------- prompt

@@ -97,7 +97,7 @@ def test_a_family_without_packed_layers_is_scored_by_transformers(copy_of, monke
     register(Family("dummy", ("qwen2_5_vl",), prompt=prompt, template="dummy"))
     scorer = load_scorer(load_prompt(path.parent), device="cpu", dtype="float32")
     assert isinstance(scorer, TransformersScorer)
-    assert "scored by transformers" in caplog.text
+    assert "scored by transformers, slower: the packed engine does not know the family dummy" in caplog.text
 
 
 def test_memory_that_does_not_hold_the_weights_is_no_damage(checkpoints, monkeypatch):
