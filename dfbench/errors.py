@@ -15,6 +15,11 @@ class InputError(Exception):
         super().__init__(" ".join(str(message).split()))
 
 
+def first_line(error: Exception) -> str:
+    """What another library's error says, for a message: its first line, or else its name, shortened."""
+    return shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 200)
+
+
 def shorten(value: object, limit: int = 80) -> str:
     """`repr` of a value for a message: one line, at most `limit` characters."""
     text = repr(value)

@@ -29,7 +29,7 @@ ROOT = REPOSITORY
 
 @pytest.fixture(scope="module")
 def score(photo_set):
-    """A function: (scorer, samples, batch size) -> float32 logits (images, 2), batches filled up to one shape."""
+    """A function: (scorer, samples, batch size) -> float32 logits (images, 2), batches padded to one shape."""
 
     def run(scorer: Scorer, samples: list[Sample], batch_size: int, fixed: bool = True) -> np.ndarray:
         sizes = measure_sizes(samples, photo_set.root, scorer.prompt)
@@ -143,7 +143,7 @@ def test_the_window_kernel_equals_rotation_and_attention(head_dim):
     query, key, value = qkv.bfloat16().float().unbind(1)
     query, key = (rotate(part, angles.cos(), angles.sin()) for part in (query, key))
     exact = attend(query, key, value, segments, segments, causal=False)[:tokens]
-    found = attend_windows(qkv.bfloat16(), angles.cos(), angles.sin(), segments)[:tokens]
+    found = attend_windows(qkv.bfloat16(), angles.cos(), angles.sin(), segments.cu_seqlens)[:tokens]
     assert (found.float() - exact).abs().max() < 0.05
 
 

@@ -1,5 +1,8 @@
-"""Find the weights that training and merging wrote, so that the shells run one after the other without an argument."""
+"""Checkpoint and adapter folders, without loading their weights: which are meant, what their configs say, what tells
+them apart.
+"""
 
+import hashlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,12 +55,7 @@ def newest_adapter(trained: Path) -> Path:
     """The LoRA adapter that was written last into the folder. Raises InputError where there is none."""
     adapter = _newest(_adapters(trained))
     if adapter is None:
-        raise InputError(
-            trained,
-            found="no merged model and no adapter",
-            expected="the result of training",
-            remedy="train first, or name the weights",
-        )
+        raise InputError(f"{trained}: no merged model and no adapter in this folder. Train first, or name the weights.")
     return adapter
 
 
@@ -66,10 +64,8 @@ def read_base_model(adapter: Path) -> Path:
     base = read_adapter_config(adapter).get("base_model_name_or_path")
     if not base or not isinstance(base, str):
         raise InputError(
-            adapter / "adapter_config.json",
-            found=f"base_model_name_or_path {shorten(base)}",
-            expected="the folder of the base model",
-            remedy="train it again, or name the base model with --model_path",
+            f"{adapter / 'adapter_config.json'}: base_model_name_or_path is {shorten(base)}, not the base model's "
+            f"folder. Train it again, or name the base model with --model_path."
         )
     return Path(base)
 
@@ -78,24 +74,35 @@ def read_adapter_config(adapter: Path) -> dict[str, Any]:
     """The config of a LoRA adapter folder that has its weights beside it. Raises InputError for any other folder."""
     path = adapter / "adapter_config.json"
     if not path.exists():
-        what = "no adapter_config.json" if adapter.is_dir() else "no such folder"
-        raise InputError(adapter, found=what, expected="a LoRA adapter folder", remedy="name the checkpoint-N folder")
-    words = {"expected": "the config of a LoRA adapter", "remedy": "train it again or name another one"}
-    config = read_json_object(path, **words)
-    if "peft_type" not in config:
-        raise InputError(path, found="no peft_type", **words)
-    _check_weights(adapter)
-    return config
-
-
-def _check_weights(adapter: Path) -> None:
+        what = "no adapter_config.json in this folder" if adapter.is_dir() else "no such folder"
+        raise InputError(f"{adapter}: {what}. Name the checkpoint-N folder of a LoRA adapter.")
+    config = read_json_object(
+        path, expected="the config of a LoRA adapter", remedy="train it again or name another one"
+    )
+    if config.get("peft_type") != "LORA":
+        raise InputError(f"{path}: peft_type is {shorten(config.get('peft_type'))}, not 'LORA'. Name a LoRA adapter.")
     if (adapter / "adapter_model.safetensors").exists():
-        return
+        return config
     if (adapter / "adapter_model.bin").exists():
-        found, remedy = "adapter_model.bin, a pickle, which can run code", "save it as safetensors"
-    else:
-        found, remedy = "no adapter_model.safetensors", "copy the whole folder, or name another one"
-    raise InputError(adapter, found=found, expected="an adapter's weights as adapter_model.safetensors", remedy=remedy)
+        raise InputError(f"{adapter}: adapter_model.bin is a pickle, which can run code. Save it as safetensors.")
+    raise InputError(f"{adapter}: no adapter_model.safetensors. Copy the whole folder, or name another one.")
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash that tells one checkpoint or adapter from another in milliseconds: names, sizes, and 64 KiB samples of
+    each file.
+
+    Every shard is sampled at 16 places, which a merged, retrained or re-quantised one does not leave as they were.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*config.json")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for i in range(16):
+                file.seek(size * i // 16)
+                digest.update(file.read(4096))
+    return digest.hexdigest()[:16]
 
 
 def _adapters(trained: Path) -> list[Path]:

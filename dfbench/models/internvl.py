@@ -5,7 +5,6 @@ the Chinese system text, no newline after `<|im_end|>`, the image resized to a s
 thumbnail. `native` is the checkpoint's own chat template with dynamic tiling, for zero-shot use.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, InternVLConfig, InternVLForConditionalGeneration
+from transformers import AutoImageProcessor, AutoTokenizer, InternVLConfig
 
-from dfbench.errors import InputError
-from dfbench.models.base import ModelInputs, Prompt, Scorer, SequenceSize, normalize_pixels
+from dfbench.models.base import ModelInputs, Prompt, SequenceSize, answer_token_ids, normalize_pixels
 from dfbench.models.packed.layers import project_qkv
-from dfbench.models.packed.packing import Layout, PackShape, pad
-from dfbench.predictions.probabilities import answer_token_ids
+from dfbench.models.packed.packing import PackShape, pack_prompts
+from dfbench.models.packed.scorer import PackedScorer
 
 SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 """System text of upstream's conversation template `internlm2-chat`; part of what the models were trained on."""
@@ -35,17 +33,8 @@ MAX_TILES = 6
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """What a checkpoint's config says about its prompts."""
-
-    tile: int
-    tokens_per_tile: int
-    starts_with_bos: bool
-
-
 class InternVLPrompt(Prompt):
-    """Builds InternVL's token ids and tiles; small and picklable, so that worker processes can hold it."""
+    """Builds InternVL's token ids, the first being BOS where the language model is InternLM's, and its tiles."""
 
     family = "internvl"
 
@@ -53,9 +42,10 @@ class InternVLPrompt(Prompt):
         self.checkpoint, self.protocol = checkpoint, protocol
         config = InternVLConfig.from_pretrained(checkpoint)
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        tile = config.vision_config.image_size[0]
-        per_side = tile // config.vision_config.patch_size[0] * config.downsample_ratio
-        self.shape = _Shape(tile, round(per_side**2), config.text_config.model_type == "llama")
+        self.tile = config.vision_config.image_size[0]
+        per_side = self.tile // config.vision_config.patch_size[0] * config.downsample_ratio
+        self.tokens_per_tile = round(per_side**2)
+        self.starts_with_bos = config.text_config.model_type == "llama"
         self.image_token_id = config.image_token_id
         self.max_tiles = MAX_TILES
         if protocol == "native":
@@ -66,16 +56,16 @@ class InternVLPrompt(Prompt):
         self.depends_on_size = protocol == "native"
 
     def describe(self) -> dict[str, Any]:
-        side = round(self.shape.tile * IMAGE_SIDE_IN_TILES)
+        side = round(self.tile * IMAGE_SIDE_IN_TILES)
         return {
             "protocol": self.protocol,
-            "prompt": (self.tokenizer.bos_token if self.shape.starts_with_bos else "") + self.text("{question}", 0),
+            "prompt": (self.tokenizer.bos_token if self.starts_with_bos else "") + self.text("{question}", 0),
             "image": f"RGB, PIL bicubic, {f'{side}x{side}, ' if self.protocol == 'upstream' else ''}"
-            f"{self.shape.tile}-pixel tiles, {self.max_tiles} at most, and a thumbnail",
+            f"{self.tile}-pixel tiles, {self.max_tiles} at most, and a thumbnail",
         }
 
     def text(self, question: str, num_tiles: int) -> str:
-        image = "<img>" + "<IMG_CONTEXT>" * (self.shape.tokens_per_tile * num_tiles) + "</img>"
+        image = "<img>" + "<IMG_CONTEXT>" * (self.tokens_per_tile * num_tiles) + "</img>"
         if self.protocol == "native":
             turn = [{"type": "image"}, {"type": "text", "text": question.replace("<image>", "").strip()}]
             text = self.tokenizer.apply_chat_template(
@@ -88,17 +78,13 @@ class InternVLPrompt(Prompt):
         question = question.replace("<image>", image)
         return f"<|im_start|>system\n{SYSTEM}<|im_end|><|im_start|>user\n{question}<|im_end|><|im_start|>assistant\n"
 
-    def input_ids(self, question: str, num_tiles: int) -> list[int]:
-        """Token ids of the prompt, the first being BOS where the language model is InternLM's."""
-        return list(_cached_ids(self, question, num_tiles))
-
     def encode(self, text: str) -> list[int]:
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        return [self.tokenizer.bos_token_id, *ids] if self.shape.starts_with_bos else ids
+        return [self.tokenizer.bos_token_id, *ids] if self.starts_with_bos else ids
 
     def tiles(self, rgb: Image.Image) -> np.ndarray:
         """Tiles of one RGB image, row by row, then the thumbnail: uint8 (T, 3, tile, tile)."""
-        tile = self.shape.tile
+        tile = self.tile
         if self.protocol == "upstream":
             side = round(tile * IMAGE_SIDE_IN_TILES)
             rgb = rgb.resize((side, side), Image.Resampling.BICUBIC)
@@ -113,7 +99,7 @@ class InternVLPrompt(Prompt):
     def prepare(self, question: str, rgb: Image.Image) -> ModelInputs:
         tiles = self.tiles(rgb)
         ids = self.input_ids(question, len(tiles))
-        self.check_image_tokens(ids, len(tiles) * self.shape.tokens_per_tile)
+        self.check_image_tokens(ids, len(tiles) * self.tokens_per_tile)
         return ModelInputs(torch.tensor(ids), torch.from_numpy(tiles))
 
     def pixel_values(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
@@ -122,33 +108,13 @@ class InternVLPrompt(Prompt):
 
     def sequence_size(self, question: str, width: int, height: int) -> SequenceSize:
         if self.protocol == "upstream":
-            width = height = round(self.shape.tile * IMAGE_SIDE_IN_TILES)
-        columns, rows = closest_grid(width, height, self.max_tiles, self.shape.tile)
+            width = height = round(self.tile * IMAGE_SIDE_IN_TILES)
+        columns, rows = closest_grid(width, height, self.max_tiles, self.tile)
         num_tiles = columns * rows + (columns * rows > 1)
         return SequenceSize(len(self.input_ids(question, num_tiles)) - len(self.prefix), num_tiles)
 
-    def collate(self, prepared: list[ModelInputs], shape: PackShape | None = None) -> dict[str, Any]:
-        """Pack prompts: input_ids and positions int64 (N,), image_slots int64 (image tokens,), pixels uint8
-        (T, 3, tile, tile), layout, and count (B,).
-        """
-        own = [self.own_ids(item) for item in prepared]
-        lengths = torch.tensor([len(ids) for ids in own])
-        tokens, tiles = (shape.tokens, shape.vision) if shape else (None, None)
-        input_ids = torch.cat(own)
-        start = len(self.prefix)
-        return {
-            "input_ids": pad(input_ids, tokens),
-            "positions": pad(torch.cat([torch.arange(start, start + len(ids)) for ids in own]), tokens),
-            "layout": Layout.of(lengths, start, shape),
-            "image_slots": (input_ids == self.image_token_id).nonzero().flatten(),
-            "pixels": pad(torch.cat([item.pixels for item in prepared]), tiles),
-            "count": lengths,
-        }
-
-
-@lru_cache(maxsize=256)
-def _cached_ids(prompt: InternVLPrompt, question: str, num_tiles: int) -> tuple[int, ...]:
-    return tuple(prompt.encode(prompt.text(question, num_tiles)))
+    def pack(self, inputs: list[ModelInputs], shape: PackShape | None = None) -> dict[str, Any]:
+        return pack_prompts(self, inputs, shape)
 
 
 def closest_grid(width: int, height: int, max_tiles: int, tile: int) -> tuple[int, int]:
@@ -181,40 +147,6 @@ def pixel_table() -> Tensor:
     return levels.sub(torch.tensor(IMAGENET_MEAN)).div(torch.tensor(IMAGENET_STD)).T.contiguous()
 
 
-class InternVLScorer(Scorer):
-    """Logits of A and B by one packed prefill of an `InternVLForConditionalGeneration`."""
-
-    def __init__(
-        self, model: InternVLForConditionalGeneration, prompt: InternVLPrompt, *, compiled: bool = False
-    ) -> None:
-        super().__init__(model, prompt, compiled=compiled)
-        if model.config.vision_feature_layer != -1:
-            raise InputError(
-                prompt.checkpoint,
-                found=f"vision_feature_layer {model.config.vision_feature_layer}",
-                expected="-1, the last one",
-                remedy="use a checkpoint of the InternVL2.5 or InternVL3 family",
-            )
-        self._run_block = self.compile(vision_block, compiled)
-
-    @property
-    def vision_blocks(self) -> torch.nn.ModuleList:
-        return self.model.model.vision_tower.encoder.layer
-
-    def image_features(self, batch: dict[str, Any]) -> Tensor:
-        body = self.model.model
-        tower = body.vision_tower
-        hidden = embed_tiles(tower.embeddings, self.prompt.pixel_values(batch["pixels"], self.dtype))
-        for block in self.vision_blocks:
-            hidden = self._run_block(block, hidden)
-        patches = tower.layernorm(hidden)[:, 1:]  # without the class token
-        side = round(patches.shape[1] ** 0.5)
-        shuffled = body.pixel_shuffle(
-            patches.unflatten(1, (side, side)), scale_factor=self.model.config.downsample_ratio
-        )
-        return body.multi_modal_projector(shuffled.flatten(1, 2)).flatten(0, 1)
-
-
 def embed_tiles(embeddings: torch.nn.Module, values: Tensor) -> Tensor:
     """Patch, class and position embeddings: values (T, 3, tile, tile) -> (T, 1 + patches, C).
 
@@ -239,3 +171,39 @@ def vision_block(block: torch.nn.Module, hidden: Tensor) -> Tensor:
     attended = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (query, key, value)))
     hidden = hidden + block.lambda_1 * attention.projection_layer(attended.transpose(1, 2).flatten(2))
     return hidden + block.lambda_2 * block.mlp(block.layernorm_after(hidden))
+
+
+class InternVLScorer(PackedScorer):
+    """Packed prefill of an `InternVLForConditionalGeneration`."""
+
+    text_models = ("llama", "qwen2")
+    vision_block = staticmethod(vision_block)
+
+    @classmethod
+    def unsupported(cls, config: InternVLConfig) -> str | None:
+        vision = config.vision_config
+        faults = {
+            f"a vision tower of type {vision.model_type}": vision.model_type != "internvl_vision",
+            f"vision_feature_layer {config.vision_feature_layer}": config.vision_feature_layer != -1,
+            "image features with the class token": config.vision_feature_select_strategy != "default",
+            "no position embeddings in its vision tower": not vision.use_absolute_position_embeddings,
+            "tiles or patches that are not square": len({*vision.image_size}) > 1 or len({*vision.patch_size}) > 1,
+        }
+        return super().unsupported(config) or next((fault for fault, found in faults.items() if found), None)
+
+    @property
+    def vision_blocks(self) -> torch.nn.ModuleList:
+        return self.model.model.vision_tower.encoder.layer
+
+    def image_features(self, batch: dict[str, Any]) -> Tensor:
+        body = self.model.model
+        tower = body.vision_tower
+        hidden = embed_tiles(tower.embeddings, self.prompt.pixel_values(batch["pixels"], self.dtype))
+        for block in self.vision_blocks:
+            hidden = self._run_block(block, hidden)
+        patches = tower.layernorm(hidden)[:, 1:]  # without the class token
+        side = round(patches.shape[1] ** 0.5)
+        shuffled = body.pixel_shuffle(
+            patches.unflatten(1, (side, side)), scale_factor=self.model.config.downsample_ratio
+        )
+        return body.multi_modal_projector(shuffled.flatten(1, 2)).flatten(0, 1)

@@ -5,7 +5,6 @@ own image processor. transformers' processor would resize with torchvision inste
 to 7e-4.
 """
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,15 @@ import torch.nn.functional as F
 from PIL import Image
 from qwen_vl_utils.vision_process import smart_resize
 from torch import Tensor
-from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoProcessor, Qwen2_5_VLConfig
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from dfbench.data.images import ImageError
-from dfbench.models.base import ModelInputs, Prompt, Scorer, SequenceSize, normalize_pixels
+from dfbench.models.base import ModelInputs, Prompt, SequenceSize, answer_token_ids, normalize_pixels
 from dfbench.models.packed import windows
 from dfbench.models.packed.layers import gated
-from dfbench.models.packed.packing import Layout, PackShape, Segments, attend, pad, rotate
-from dfbench.predictions.probabilities import answer_token_ids
+from dfbench.models.packed.packing import PackShape, Segments, attend, pack_prompts, pad, rotate
+from dfbench.models.packed.scorer import PackedScorer
 
 SYSTEM = "You are a helpful assistant."
 
@@ -33,7 +32,7 @@ keeps larger ones within the training length of 2,048 tokens. train.sh hands the
 
 
 class QwenPrompt(Prompt):
-    """Builds Qwen2.5-VL's token ids and patches; small and picklable, so that worker processes can hold it."""
+    """Builds Qwen2.5-VL's token ids and patches."""
 
     family = "qwen2_5_vl"
 
@@ -43,6 +42,9 @@ class QwenPrompt(Prompt):
         processor = AutoProcessor.from_pretrained(checkpoint)
         self.tokenizer, image_processor = processor.tokenizer, processor.image_processor
         self.patch, self.merge = image_processor.patch_size, image_processor.merge_size
+        vision = self.config.vision_config
+        if (self.patch, self.merge) != (vision.patch_size, vision.spatial_merge_size):
+            raise ValueError("the image processor's patches are not the vision tower's")
         self.table = _normalisation_table(image_processor)
         text = self.text("<image>?", 1)
         self.image_token_id = self.config.image_token_id
@@ -66,9 +68,6 @@ class QwenPrompt(Prompt):
         return (
             f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
         )
-
-    def input_ids(self, question: str, num_tokens: int) -> list[int]:
-        return list(_cached_ids(self, question, num_tokens))
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -111,41 +110,27 @@ class QwenPrompt(Prompt):
         blocks = pixels.reshape(pixels.shape[0] // block, merge, patch, pixels.shape[1] // block, merge, patch, 3)
         return blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, patch, patch)
 
-    def collate(self, prepared: list[ModelInputs], shape: PackShape | None = None) -> dict[str, Any]:
-        """Pack prompts and patches.
-
-        input_ids int64 (N,), positions int64 (3, N), image_slots int64 (image tokens,), pixels uint8 (P, 3, patch,
-        patch), layout, count (B,), and for the vision tower: patch_positions int64 (P, 2), images and windows
-        (Segments), window_order int64 (P / 4,).
+    def pack(self, inputs: list[ModelInputs], shape: PackShape | None = None) -> dict[str, Any]:
+        """As `pack_prompts`, but positions int64 (3, N), and for the vision tower: patch_positions int64 (P, 2),
+        images and windows (Segments), window_order int64 (P / 4,).
         """
-        own = [self.own_ids(item) for item in prepared]
-        lengths = torch.tensor([len(ids) for ids in own])
-        input_ids = torch.cat(own)
-        vision = self.config.vision_config
-        grids = torch.tensor([[1, *item.grid] for item in prepared])
-        order, cu_seqlens = get_vision_window_index(grids, self.merge, vision.window_size, self.patch)
-        tokens, patches = (shape.tokens, shape.vision) if shape else (None, None)
-        order = torch.cat([order, torch.arange(len(order), patches // self.merge**2)]) if shape else order
-        image_patches = grids.prod(dim=1)
-        size = shape and shape.prompts
+        batch = pack_prompts(self, inputs, shape)
+        num_tokens, num_patches = len(batch["input_ids"]), len(batch["pixels"])
+        grids = torch.tensor([[1, *item.grid] for item in inputs])
+        window_size = self.config.vision_config.window_size
+        order, cu_seqlens = get_vision_window_index(grids, self.merge, window_size, self.patch)
+        image_patches, size = grids.prod(dim=1), shape and shape.prompts
         if shape and shape.uniform:
-            image_patches, size = torch.full((shape.prompts,), shape.largest), None  # filled up with whole images
-        return {
-            "input_ids": pad(input_ids, tokens),
-            "positions": pad(torch.cat([self._positions(item) for item in prepared], dim=1), tokens, dim=1),
-            "layout": Layout.of(lengths, len(self.prefix), shape),
-            "image_slots": (input_ids == self.image_token_id).nonzero().flatten(),
-            "pixels": pad(torch.cat([item.pixels for item in prepared]), patches),
-            "patch_positions": pad(get_vision_position_ids(grids, self.merge), patches),
-            "images": Segments.of(image_patches, size=size, max_seqlen=shape and shape.largest),
-            "windows": Segments.of(cu_seqlens.diff(), size=shape and shape.windows, max_seqlen=self._window_patches),
-            "window_order": order,
-            "count": lengths,
+            image_patches, size = torch.full((shape.prompts,), shape.max_vision), None  # padded with whole images
+        return batch | {
+            "positions": pad(torch.cat([self._positions(item) for item in inputs], dim=1), num_tokens, dim=1),
+            "patch_positions": pad(get_vision_position_ids(grids, self.merge), num_patches),
+            "images": Segments.of(image_patches, size=size, max_seqlen=shape and shape.max_vision),
+            "windows": Segments.of(
+                cu_seqlens.diff(), size=shape and shape.windows, max_seqlen=(window_size // self.patch) ** 2
+            ),
+            "window_order": torch.cat([order, torch.arange(len(order), num_patches // self.merge**2)]),
         }
-
-    @property
-    def _window_patches(self) -> int:
-        return (self.config.vision_config.window_size // self.patch) ** 2
 
     def _positions(self, item: ModelInputs) -> Tensor:
         """Temporal, height and width positions of one prompt after the shared prefix, int64 (3, L): text counts on from
@@ -157,11 +142,6 @@ class QwenPrompt(Prompt):
         image = torch.stack([torch.zeros_like(height), height, width]).flatten(1) + start
         tail = torch.arange(len(item.input_ids) - start - rows * columns) + start + max(rows, columns)
         return torch.cat([torch.arange(start).expand(3, -1), image, tail.expand(3, -1)], dim=1)[:, len(self.prefix) :]
-
-
-@lru_cache(maxsize=4096)
-def _cached_ids(prompt: QwenPrompt, question: str, num_tokens: int) -> tuple[int, ...]:
-    return tuple(prompt.encode(prompt.text(question, num_tokens)))
 
 
 def _normalisation_table(image_processor: Any) -> Tensor:
@@ -176,14 +156,30 @@ def _normalisation_table(image_processor: Any) -> Tensor:
     return values[:, :256].float().contiguous()
 
 
-class QwenScorer(Scorer):
-    """Logits of A and B by one packed prefill of a `Qwen2_5_VLForConditionalGeneration`."""
+def _reordered(tensor: Tensor, order: Tensor) -> Tensor:
+    """Rows of 2x2-patch blocks in another block order: (P, C) -> (P, C)."""
+    return tensor.unflatten(0, (len(order), -1))[order].flatten(0, 1)
 
-    def __init__(
-        self, model: Qwen2_5_VLForConditionalGeneration, prompt: QwenPrompt, *, compiled: bool = False
-    ) -> None:
-        super().__init__(model, prompt, compiled=compiled)
-        self._run_block = self.compile(vision_block, compiled)
+
+def vision_block(block: torch.nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, segments: Segments) -> Tensor:
+    """One block of the vision tower: hidden (P, C) -> (P, C); patches attend inside their segment (window or image)."""
+    attention = block.attn
+    qkv = attention.qkv(block.norm1(hidden)).unflatten(-1, (3, attention.num_heads, -1))
+    if windows.fits(qkv, segments):
+        attended = windows.attend_windows(qkv, cos, sin, segments.cu_seqlens)
+    else:
+        query, key, value = qkv.unbind(1)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        attended = attend(query, key, value, segments, segments, causal=False)
+    hidden = hidden + attention.proj(attended.flatten(1))
+    return hidden + gated(block.mlp, block.norm2(hidden))
+
+
+class QwenScorer(PackedScorer):
+    """Packed prefill of a `Qwen2_5_VLForConditionalGeneration`."""
+
+    text_models = ("qwen2_5_vl_text",)
+    vision_block = staticmethod(vision_block)
 
     def rotation(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Rotary cosines and sines, float32 (N, D), of positions int64 (3, N), or (N,) for text."""
@@ -206,22 +202,3 @@ class QwenScorer(Scorer):
             segments = batch["images"] if index in tower.fullatt_block_indexes else batch["windows"]
             hidden = self._run_block(block, hidden, cos, sin, segments)
         return tower.merger(hidden)[order.argsort()]
-
-
-def _reordered(tensor: Tensor, order: Tensor) -> Tensor:
-    """Rows of 2x2-patch blocks in another block order: (P, C) -> (P, C)."""
-    return tensor.unflatten(0, (len(order), -1))[order].flatten(0, 1)
-
-
-def vision_block(block: torch.nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, segments: Segments) -> Tensor:
-    """One block of the vision tower: hidden (P, C) -> (P, C); patches attend inside their segment (window or image)."""
-    attention = block.attn
-    qkv = attention.qkv(block.norm1(hidden)).unflatten(-1, (3, attention.num_heads, -1))
-    if windows.fits(qkv, segments):
-        attended = windows.attend_windows(qkv, cos, sin, segments)
-    else:
-        query, key, value = qkv.unbind(1)
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        attended = attend(query, key, value, segments, segments, causal=False)
-    hidden = hidden + attention.proj(attended.flatten(1))
-    return hidden + gated(block.mlp, block.norm2(hidden))

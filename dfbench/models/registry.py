@@ -5,20 +5,27 @@ Everything else (evaluators, training, fusion's defaults, preparation's targets,
 Importing this module is quick: a family's classes are imported when a checkpoint of it is loaded.
 """
 
+import logging
 from dataclasses import dataclass
 from importlib import import_module
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfbench.errors import InputError, shorten
+from dfbench.errors import InputError, first_line, shorten
 from dfbench.models.checkpoints import read_config, usable_checkpoint
 from dfbench.paths import REPOSITORY, RESULTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from dfbench.models.base import Prompt, Scorer
+    from dfbench.models.base import Engine, Prompt, Scorer
+    from dfbench.models.packed.scorer import PackedScorer
+
+logger = logging.getLogger(__name__)
+
+ENGINES = ("auto", "packed", "transformers")
+"""auto: the packed layers where they compute all of the model, or else transformers' own forward pass."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +33,10 @@ class Family:
     """What the programs have to know of a model family.
 
     name: also the `model_type` that ms-swift knows it by. model_types: those of config.json that belong to it.
-    prompt, scorer: its classes, as "module:Class".
+    prompt: its class, as "module:Class".
     template: for training, ms-swift's; `dfbench_...` is made from `prompt` (see `dfbench.training.swift_plugin`).
     protocols: prompt and image protocols to choose from, the default first; none where there is but one.
+    scorer: the class of its packed scorer; None where it is scored by transformers' forward pass alone.
     original_types: `model_type` of checkpoints in an original format, which are converted first.
     max_aspect_ratio: images whose longer side is more than this many times the shorter one are refused.
     """
@@ -36,9 +44,9 @@ class Family:
     name: str
     model_types: tuple[str, ...]
     prompt: str
-    scorer: str
     template: str
     protocols: tuple[str, ...] = ()
+    scorer: str | None = None
     original_types: tuple[str, ...] = ()
     max_aspect_ratio: float = inf
 
@@ -188,19 +196,10 @@ def family_of(model_type: str | None) -> Family | None:
     return next(matching, None)
 
 
-def _load(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    return getattr(import_module(module), attribute)
-
-
-def load_prompt(checkpoint: Path, protocol: str = "upstream") -> "Prompt":
-    """The CPU side of a checkpoint folder, by its config's `model_type`.
-
-    Raises InputError for any other family, and where the tokenizer or the image processor is missing or broken.
+def check_checkpoint(checkpoint: Path, only: str | None = None) -> Family:
+    """The family of a checkpoint folder, by its config.json alone. Raises InputError where there is none, and for
+    another family than the one named `only`: one model under another's name would count twice in MoA-DF.
     """
-    from huggingface_hub.errors import StrictDataclassError
-
-    checkpoint = usable_checkpoint(checkpoint)
     model_type = read_config(checkpoint).get("model_type")
     family = family_of(model_type)
     if family is None:
@@ -209,43 +208,102 @@ def load_prompt(checkpoint: Path, protocol: str = "upstream") -> "Prompt":
             f"{checkpoint / 'config.json'}: model_type is {shorten(model_type)}; expected {known}. "
             f"Name a checkpoint of such a model."
         )
-    prompt_class = _load(family.prompt)
-    try:
-        return prompt_class(checkpoint, protocol) if family.protocols else prompt_class(checkpoint)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if only and family.name != only:
         raise InputError(
-            f"{checkpoint}: its config, tokenizer or image processor cannot be used ({shorten(reason, 200)}). "
+            f"{checkpoint}: a checkpoint of the family {family.name}, not {only}. "
+            f"Correct --model_path, or use that model's own folder."
+        )
+    return family
+
+
+def _load(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def load_prompt(checkpoint: Path, protocol: str | None = None, *, engine: str = "auto") -> "Prompt":
+    """The CPU side of a checkpoint folder, by its config's `model_type`, for the engine that will score it.
+
+    protocol: None for the family's first. engine: one of ENGINES.
+    Raises InputError for any other family, where the tokenizer or the image processor is missing or broken, and where
+    `choose_engine` does.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    checkpoint = usable_checkpoint(checkpoint)
+    family = check_checkpoint(checkpoint)
+    options = (protocol or family.protocols[0],) if family.protocols else ()
+    try:
+        prompt = _load(family.prompt)(checkpoint, *options)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise InputError(
+            f"{checkpoint}: its config, tokenizer or image processor cannot be used ({first_line(error)}). "
             f"Download the whole folder again."
         ) from None
+    return prompt.for_engine(choose_engine(prompt, engine))
+
+
+def choose_engine(prompt: "Prompt", engine: str) -> "Engine":
+    """The engine for a checkpoint, by one of ENGINES. Says in a line where and why "auto" is not the packed one.
+
+    Raises InputError where the packed one is asked for and does not compute all of the model.
+    """
+    if engine == "transformers":
+        return engine
+    scorer = FAMILIES[prompt.family].scorer
+    if scorer is None:
+        reason = f"the family {prompt.family}"
+    else:
+        from transformers import AutoConfig
+
+        reason = _load(scorer).unsupported(AutoConfig.from_pretrained(prompt.checkpoint))
+    if reason is None:
+        return "packed"
+    if engine == "packed":
+        raise InputError(f"{prompt.checkpoint}: the packed engine does not know {reason}. Use --engine transformers.")
+    logger.warning("%s: scored by transformers, slower: the packed engine does not know %s", prompt.checkpoint, reason)
+    return "transformers"
 
 
 def load_scorer(
-    prompt: "Prompt", *, device: str, dtype: str, adapter: Path | None = None, compiled: bool = False, fp8: bool = False
+    prompt: "Prompt",
+    *,
+    device: str,
+    dtype: str,
+    adapter: Path | None = None,
+    compiled: bool = False,
+    fp8: bool = False,
+    engine: str = "auto",
 ) -> "Scorer":
-    """The GPU side of the same checkpoint, weights loaded; `compiled` and `fp8`: see `Scorer`, `Scorer.quantize`.
+    """The GPU side of the same checkpoint, weights loaded.
 
-    Raises InputError as `load_model` does, and where the GPU's memory does not hold the weights.
+    compiled, fp8: see `PackedScorer`; transformers' forward pass is never compiled.
+    engine: one of ENGINES; "auto" is the one that the prompt was loaded for. The scorer's own `prompt` collates for it.
+    Raises InputError as `load_model` does, where the engine cannot do what is asked, and where the GPU's memory does
+    not hold the weights.
     """
     import torch
 
-    from dfbench.models.base import load_model
+    from dfbench.models.hf import TransformersScorer, load_model
 
+    prompt = prompt.for_engine(prompt.engine if engine == "auto" else choose_engine(prompt, engine))
+    if fp8 and prompt.engine == "transformers":
+        raise InputError(f"{prompt.checkpoint}: only the packed engine has 8-bit products. Leave --precision fp8 out.")
     try:
         model = load_model(prompt.checkpoint, device=device, dtype=dtype, adapter=adapter)
+        if prompt.engine == "transformers":
+            return TransformersScorer(model, prompt)
         scorer = scorer_of(model, prompt, compiled=compiled)
         if fp8:
             scorer.quantize()
     except torch.OutOfMemoryError as error:
         raise InputError(
-            prompt.checkpoint,
-            found=f"not enough GPU memory for its weights ({shorten(str(error), 100)})",
-            expected=f"memory for the model in {dtype}",
-            remedy="free memory on the GPU, or use a larger one, and repeat the command",
+            f"{prompt.checkpoint}: not enough GPU memory for its weights in {dtype} ({shorten(str(error), 100)}). Free "
+            f"memory on the GPU, or use a larger one, and repeat the command."
         ) from None
     return scorer
 
 
-def scorer_of(model: "PreTrainedModel", prompt: "Prompt", *, compiled: bool = False) -> "Scorer":
-    """The scorer of a model that is loaded already. It fuses the model's layers in place."""
+def scorer_of(model: "PreTrainedModel", prompt: "Prompt", *, compiled: bool = False) -> "PackedScorer":
+    """The packed scorer of a model that is loaded already. It fuses the model's layers in place."""
     return _load(FAMILIES[prompt.family].scorer)(model, prompt, compiled=compiled)

@@ -1,32 +1,8 @@
-"""From the two letters to probabilities: token ids of A and B, softmax of their logits, decision."""
-
-from collections.abc import Callable, Sequence
+"""From the logits of the two letters to probabilities and a decision."""
 
 import numpy as np
 
-from dfbench.data.sources import FAKE, LABELS, REAL
-from dfbench.errors import InputError
-
-
-def answer_token_ids(encode: Callable[[str], Sequence[int]], prompt: str, where: object) -> tuple[int, int]:
-    """Token ids of A and B as they follow `prompt` under the tokenizer at hand.
-
-    encode: text -> token ids, special tokens in the text understood, none added.
-    Raises InputError (its place being `where`) where a letter is not one token or merges with the prompt's last one.
-    """
-    before = list(encode(prompt))
-    found = []
-    for letter in LABELS:
-        after = list(encode(prompt + letter))
-        if len(after) != len(before) + 1 or after[:-1] != before:
-            raise InputError(
-                where,
-                found=f"the answer {letter} as {len(after) - len(before)} tokens after the prompt",
-                expected="exactly one token more than the prompt alone",
-                remedy="use the tokenizer that belongs to the model",
-            )
-        found.append(after[-1])
-    return found[0], found[1]
+from dfbench.data.sources import FAKE, REAL
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:

@@ -138,7 +138,7 @@ def fitting_shape(batches: Sequence[PlannedBatch]) -> PackShape:
         prompts=max(map(len, usable)),
         max_seqlen=max((tokens for tokens, _ in kinds), default=0),
         vision=max(total.vision for total in totals),
-        largest=max((vision for _, vision in kinds), default=0),
+        max_vision=max((vision for _, vision in kinds), default=0),
         windows=max(total.windows for total in totals),
         uniform=len(kinds) == 1,
     )

@@ -19,8 +19,8 @@ from dfbench.errors import InputError
 from dfbench.evaluation.tables import accuracy_lines
 from dfbench.fusion.early_exit import settled_images
 from dfbench.io import write_json
-from dfbench.models.base import DTYPES, Prompt, fingerprint
-from dfbench.models.checkpoints import find_weights
+from dfbench.models.base import DTYPES, Prompt
+from dfbench.models.checkpoints import find_weights, fingerprint
 from dfbench.models.registry import load_prompt, load_scorer
 from dfbench.paths import cache_folder
 from dfbench.predictions.reader import read_detector, read_detectors

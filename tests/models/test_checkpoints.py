@@ -1,4 +1,4 @@
-"""Which weights are meant when none are named: the newest that training or merging left."""
+"""Which weights are meant when none are named: the newest that training or merging left; what tells them apart."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dfbench.errors import InputError
-from dfbench.models.checkpoints import find_weights, newest_adapter, read_base_model
+from dfbench.models.checkpoints import find_weights, fingerprint, newest_adapter, read_base_model
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_nothing_was_trained(trained, kind):
         trained.rmdir()
     elif kind != "empty folder":
         (trained / "checkpoint-1_merged").mkdir()
-    with pytest.raises(InputError, match=r"output_ckpt: found no merged model and no adapter; .*train first"):
+    with pytest.raises(InputError, match=r"output_ckpt: no merged model and no adapter in this folder\. Train first"):
         find_weights(None, None, trained)
 
 
@@ -96,9 +96,9 @@ def test_nothing_was_trained(trained, kind):
 @pytest.mark.parametrize(
     ("missing", "found"),
     [
-        ("folder", "mine: found no such folder; expected a LoRA adapter folder"),
-        ("adapter_config.json", "mine: found no adapter_config.json; expected a LoRA adapter folder"),
-        ("adapter_model.safetensors", "mine: found no adapter_model.safetensors; expected an adapter's weights"),
+        ("folder", "mine: no such folder. Name the checkpoint-N folder"),
+        ("adapter_config.json", "mine: no adapter_config.json in this folder. Name the checkpoint-N folder"),
+        ("adapter_model.safetensors", "mine: no adapter_model.safetensors. Copy the whole folder"),
     ],
 )
 def test_a_named_adapter_that_is_incomplete_is_refused_at_once(trained, model, missing, found):
@@ -113,7 +113,7 @@ def test_a_named_adapter_that_is_incomplete_is_refused_at_once(trained, model, m
 def test_pickled_weights_are_refused(trained):
     adapter = make_adapter(trained / "mine", 0)
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    with pytest.raises(InputError, match=r"mine: found adapter_model\.bin, a pickle.*; save it as safetensors"):
+    with pytest.raises(InputError, match=r"mine: adapter_model\.bin is a pickle.* Save it as safetensors"):
         find_weights(Path("/weights/base"), adapter, trained)
 
 
@@ -123,15 +123,16 @@ def test_pickled_weights_are_refused(trained):
         ("", "broken JSON"),
         ("{", "broken JSON"),
         ("[]", r"\[\]"),
-        ('{"r": 8}', "no peft_type"),
-        ('{"peft_type": "LORA", "r": 8}', "base_model_name_or_path None"),
-        ('{"peft_type": "LORA", "base_model_name_or_path": 8}', "base_model_name_or_path 8"),
+        ('{"peft_type": "PREFIX_TUNING", "base_model_name_or_path": "x"}', "peft_type is 'PREFIX_TUNING'"),
+        ('{"r": 8}', "peft_type is None, not 'LORA'"),
+        ('{"peft_type": "LORA", "r": 8}', "base_model_name_or_path is None"),
+        ('{"peft_type": "LORA", "base_model_name_or_path": 8}', "base_model_name_or_path is 8"),
     ],
 )
 def test_an_adapter_config_that_lacks_something_is_refused(trained, content, found):
     adapter = make_adapter(trained / "checkpoint-1", 0)
     (adapter / "adapter_config.json").write_text(content)
-    with pytest.raises(InputError, match=f"checkpoint-1/adapter_config.json: found {found}"):
+    with pytest.raises(InputError, match=f"checkpoint-1/adapter_config.json.*{found}"):
         read_base_model(adapter)
 
 
@@ -139,3 +140,19 @@ def test_with_a_base_model_named_the_adapter_need_not_name_one(trained):
     adapter = make_adapter(trained / "mine", 0)
     (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": null}')
     assert find_weights(Path("/weights/base"), adapter, trained) == (Path("/weights/base"), adapter)
+
+
+# --------------------------------------------------------------------------------------------------------- fingerprint
+
+
+def test_the_fingerprint_follows_the_content_not_the_place(copy_of, checkpoints):
+    copy = copy_of("internvl3")
+    assert fingerprint(copy) == fingerprint(checkpoints["internvl3"])
+    assert fingerprint(copy) != fingerprint(checkpoints["internvl2.5"])
+
+
+def test_the_fingerprint_sees_changed_weights(copy_of, change_weights):
+    copy = copy_of("internvl3")
+    before = fingerprint(copy)
+    change_weights(copy, lambda weights: {name: value * 1.001 for name, value in weights.items()})
+    assert fingerprint(copy) != before

@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from dfbench.data.images import load_image
-from dfbench.errors import InputError
-from dfbench.models.base import load_model
+from dfbench.models.base import ModelInputs
+from dfbench.models.hf import TransformersScorer, load_model
 from dfbench.models.internvl import InternVLPrompt, InternVLScorer, closest_grid
-from dfbench.models.registry import load_prompt, load_scorer
+from dfbench.models.registry import load_prompt
 
 # numpy's remark about tensors inside transformers' image processor.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__")
@@ -244,6 +244,14 @@ def test_native_protocol_follows_the_checkpoints_max_patches(checkpoint, tmp_pat
 precisions = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-6)])
 
 
+def check(model, prompt: InternVLPrompt, inputs: list[ModelInputs], expected: Tensor, tolerance: float) -> None:
+    """Both engines; the packed one comes last, for it changes the model."""
+    for scorer_class, engine in ((TransformersScorer, "transformers"), (InternVLScorer, "packed")):
+        scorer = scorer_class(model, prompt.for_engine(engine))
+        found = scorer.logits(scorer.prompt.collate(inputs))
+        torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=tolerance)
+
+
 @precisions
 def test_upstream_logits_equal_the_plain_forward(checkpoint, prompt, photo_set, dtype, tolerance):
     ours, plain = (load_model(checkpoint, device="cpu", dtype="float32").to(dtype) for _ in range(2))
@@ -254,8 +262,7 @@ def test_upstream_logits_equal_the_plain_forward(checkpoint, prompt, photo_set, 
         tiles = torch.stack([NORMALISE(tile) for tile in upstream_tiles(rgb, TILE)])
         expected.append(plain_logits(plain, prepared[-1].input_ids, tiles, prompt.answer_tokens))
     assert torch.stack(expected).std(dim=0).min() > 1e-3, "all images score alike: nothing would be seen"
-    found = InternVLScorer(ours, prompt).logits(prompt.collate(prepared))
-    torch.testing.assert_close(found, torch.stack(expected).float(), rtol=1e-5, atol=tolerance)
+    check(ours, prompt, prepared, torch.stack(expected), tolerance)
 
 
 @precisions
@@ -271,11 +278,4 @@ def test_native_logits_equal_the_plain_forward(checkpoint, native, processor, ph
         expected.append(plain_logits(plain, inputs["input_ids"][0], tiles, native.answer_tokens))
         counts.add(len(tiles))
     assert counts >= {1, 5, 7}
-    found = InternVLScorer(ours, native).logits(native.collate(prepared))
-    torch.testing.assert_close(found, torch.stack(expected).float(), rtol=1e-5, atol=tolerance)
-
-
-def test_an_inner_vision_layer_is_refused(checkpoints, tmp_path):
-    folder = copy_with(checkpoints["internvl3"], tmp_path / "inner", lambda c: c.update(vision_feature_layer=-2))
-    with pytest.raises(InputError, match=r"found vision_feature_layer -2; expected -1"):
-        load_scorer(load_prompt(folder), device="cpu", dtype="float32")
+    check(ours, native, prepared, torch.stack(expected), tolerance)

@@ -1,5 +1,8 @@
 """Qwen2.5-VL against its own pipeline: qwen_vl_utils' resizing, the checkpoint's processor, transformers' forward."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from dfbench.data.images import ImageError, load_image
-from dfbench.models.base import load_model
+from dfbench.errors import InputError
+from dfbench.models.hf import TransformersScorer, load_model
 from dfbench.models.qwen2_5_vl import MAX_PIXELS, MIN_PIXELS, QwenPrompt, QwenScorer
 from dfbench.models.registry import load_prompt, load_scorer
 
@@ -82,6 +86,19 @@ def test_impossible_proportions_are_an_image_error(prompt):
         prompt.prepare("Real?", Image.new("RGB", (4002, 20)))
 
 
+def test_an_image_processor_of_other_patches_than_the_vision_towers_is_refused(checkpoints, tmp_path):
+    """Its image tokens would stand for other features than theirs."""
+    folder = shutil.copytree(
+        checkpoints["qwen2.5"], tmp_path / "merged", ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    path = folder / "processor_config.json"
+    config = json.loads(path.read_text())
+    config["image_processor"]["merge_size"] = 4
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match="the image processor's patches are not the vision tower's"):
+        load_prompt(folder)
+
+
 # -------------------------------------------------------------------------------------------------------------- prompt
 
 
@@ -115,7 +132,7 @@ def plain_logits(model, processor, samples, photo_set) -> Tensor:
     return torch.stack(logits)
 
 
-def packed_logits(scorer, samples, photo_set) -> Tensor:
+def scored(scorer, samples, photo_set) -> Tensor:
     prompt = scorer.prompt
     return scorer.logits(
         prompt.collate([prompt.prepare(s.question, load_image(photo_set.path(s)).rgb) for s in samples])
@@ -132,8 +149,10 @@ def test_logits_equal_the_plain_forward(checkpoints, prompt, processor, photo_se
     ours, plain = (load_model(checkpoints["qwen2.5"], device="cpu", dtype="float32").to(dtype) for _ in range(2))
     expected = plain_logits(plain, processor, photo_set.samples, photo_set)
     assert expected.std(dim=0).min() > 1e-3, "all images score alike: nothing would be seen"
-    found = packed_logits(QwenScorer(ours, prompt), photo_set.samples, photo_set)
-    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=tolerance)
+    # The packed scorer comes last, for it changes the model.
+    for scorer_class, engine in ((TransformersScorer, "transformers"), (QwenScorer, "packed")):
+        found = scored(scorer_class(ours, prompt.for_engine(engine)), photo_set.samples, photo_set)
+        torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=tolerance)
 
 
 @pytest.mark.parametrize("size", [(120, 90), (256, 64), (40, 160), (28, 28)])

@@ -1,35 +1,10 @@
-"""Letters: token ids in context, probabilities that keep both tails, decisions."""
+"""Probabilities that keep both tails, and decisions."""
 
 import warnings
 
 import numpy as np
-import pytest
 
-from dfbench.errors import InputError
-from dfbench.predictions.probabilities import answer_token_ids, answers, probabilities
-
-
-def encode(text: str) -> list[int]:
-    """One token a character, but `?A` is one token (9) and C is two."""
-    return [
-        number
-        for piece in text.replace("?A", "\t").replace("C", "cc")
-        for number in [9 if piece == "\t" else ord(piece)]
-    ]
-
-
-def test_letter_ids_are_the_tokens_after_the_prompt():
-    assert answer_token_ids(encode, "say ", "tokenizer.json") == (ord("A"), ord("B"))
-
-
-def test_a_letter_that_merges_with_the_prompt_is_refused():
-    with pytest.raises(InputError, match=r"tokenizer\.json: found the answer A as 0 tokens .* expected exactly one"):
-        answer_token_ids(encode, "which?", "tokenizer.json")
-
-
-def test_a_letter_of_two_tokens_is_refused():
-    with pytest.raises(InputError, match="the answer B as 2 tokens"):
-        answer_token_ids(lambda text: encode(text.replace("B", "C")), "say ", "x")
+from dfbench.predictions.probabilities import answers, probabilities
 
 
 def test_probabilities_are_the_softmax_in_float32():

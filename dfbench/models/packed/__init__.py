@@ -1,1 +1,1 @@
-"""The fast path: prompts packed into one sequence, fused layers, kernels, 8-bit products."""
+"""The fast path: prompts packed into one sequence, fused layers, GPU kernels, 8-bit products."""

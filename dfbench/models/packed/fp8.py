@@ -17,7 +17,7 @@ except ImportError:  # builds of torch without CUDA come without Triton
     gate_and_quantize = None
 
 E4M3 = torch.float8_e4m3fn
-LARGEST = torch.finfo(E4M3).max
+E4M3_MAX = torch.finfo(E4M3).max
 """448, the largest finite e4m3 number."""
 
 FIRST_CAPABILITY = (8, 9)
@@ -61,7 +61,7 @@ class Fp8Linear(nn.Module):
 def row_scale(matrix: Tensor) -> Tensor:
     """What each row of (n, k) is divided by to fill e4m3's range: float32 (n, 1), 1 for a row of zeros."""
     largest = matrix.abs().amax(dim=-1, keepdim=True).float()
-    return torch.where(largest > 0, largest / LARGEST, torch.ones_like(largest))
+    return torch.where(largest > 0, largest / E4M3_MAX, torch.ones_like(largest))
 
 
 @torch.library.custom_op("dfbench::swiglu", mutates_args=())
@@ -79,7 +79,7 @@ def swiglu(gate_up: Tensor) -> tuple[Tensor, Tensor]:
         gate_up.contiguous(),
         out,
         scales,
-        LARGEST,
+        E4M3_MAX,
         width=width,
         large=large,
         small=small,

@@ -1,7 +1,7 @@
 """Fewer and larger matrix products out of transformers' modules, with the same results.
 
 Query, key and value become one product, gate and up another, and vision MLPs whose width is no multiple of 32 are
-filled up with zeros, which change no sum: 3,420 channels (Qwen2.5-VL) cannot be loaded in aligned blocks, and the GPU
+padded with zeros, which change no sum: 3,420 channels (Qwen2.5-VL) cannot be loaded in aligned blocks, and the GPU
 falls back to kernels at half the speed. Layers that carry an unmerged LoRA adapter stay as they are.
 """
 
@@ -22,9 +22,9 @@ def fuse_decoder_layer(layer: nn.Module) -> None:
 
 
 def fuse_vision_block(block: nn.Module) -> None:
-    """Fuse a vision block in place: Qwen2.5-VL's gated MLP (filled up to a multiple of 32), InternVL's q, k, v."""
+    """Fuse a vision block in place: Qwen2.5-VL's gated MLP (padded to a multiple of 32), InternVL's q, k, v."""
     if hasattr(block.mlp, "gate_proj"):
-        _fill_up(block.mlp)
+        _pad_width(block.mlp)
         _fuse(block.mlp, ("gate_proj", "up_proj"), "gate_up_proj")
     else:
         _fuse(block.attention, ("q_proj", "k_proj", "v_proj"), "qkv_proj")
@@ -79,7 +79,7 @@ def _fuse(module: nn.Module, names: tuple[str, ...], fused: str) -> None:
             delattr(module, name)
 
 
-def _fill_up(mlp: nn.Module) -> None:
+def _pad_width(mlp: nn.Module) -> None:
     """Zero channels for a gated MLP until its width is a multiple of 32."""
     layers = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
     missing = -mlp.gate_proj.out_features % _WIDTH

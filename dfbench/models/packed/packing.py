@@ -16,6 +16,7 @@ Shapes: N tokens of all prompts together, B prompts, P tokens of the shared pref
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,9 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 
 from dfbench.models.packed.layers import gated, project_qkv
+
+if TYPE_CHECKING:
+    from dfbench.models.base import ModelInputs, Prompt
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class Layout:
 
     queries: the prompts without the shared prefix. keys: with it.
     key_rows: int64 (keys,), for each key its row in [prefix; the batch's own tokens].
-    last: int64 (B,), row of each prompt's last token. ends: one query a prompt.
+    last: int64 (B,), row of each prompt's last token. ends: one query for each prompt.
     """
 
     queries: Segments
@@ -140,12 +144,12 @@ class Layout:
 
     @classmethod
     def of(cls, lengths: Tensor, prefix: int, shape: "PackShape | None" = None) -> "Layout":
-        """Layout of prompts of these lengths (prefix left out), on the CPU, filled up to `shape` where there is one."""
+        """Layout of prompts of these lengths (prefix left out), on the CPU, padded to `shape` where there is one."""
         size, tokens, max_seqlen = None, int(lengths.sum()), int(lengths.max())
         if shape:
             size, tokens, max_seqlen = shape.prompts, shape.tokens, shape.max_seqlen
         if shape and shape.uniform:
-            lengths, size = torch.full((shape.prompts,), shape.max_seqlen), None  # filled up with whole prompts
+            lengths, size = torch.full((shape.prompts,), shape.max_seqlen), None  # padded with whole prompts
         queries = Segments.of(lengths, size=size, max_seqlen=max_seqlen)
         keys = Segments.of(lengths + prefix, size=size, max_seqlen=max_seqlen + prefix)
         # Key j of prompt i is row j of the prefix, or else row j - prefix of the prompt's own, which start at its
@@ -169,19 +173,19 @@ class Layout:
 
 @dataclass(frozen=True)
 class PackShape:
-    """The fixed shape of every batch of a run, so that compiled code serves them all; smaller batches are filled up.
+    """The fixed shape of every batch of a run, so that compiled code serves them all; smaller batches are padded.
 
     tokens, prompts: of the language model, shared prefix left out. max_seqlen: tokens of the longest prompt.
-    vision: tiles (InternVL) or patches (Qwen2.5-VL). largest: those of the largest image.
+    vision: tiles (InternVL) or patches (Qwen2.5-VL). max_vision: those of the largest image.
     windows: attention windows of the vision tower.
-    uniform: all prompts of the run are equally long, images as well, so that batches are filled up with whole ones.
+    uniform: all prompts of the run are equally long, images as well, so that batches are padded with whole ones.
     """
 
     tokens: int
     prompts: int
     max_seqlen: int
     vision: int
-    largest: int
+    max_vision: int
     windows: int = 0
     uniform: bool = False
 
@@ -193,6 +197,26 @@ def pad(tensor: Tensor, size: int | None, dim: int = 0) -> Tensor:
     shape = list(tensor.shape)
     shape[dim] = size - shape[dim]
     return torch.cat([tensor, tensor.new_zeros(shape)], dim)
+
+
+def pack_prompts(prompt: "Prompt", inputs: "list[ModelInputs]", shape: PackShape | None) -> dict[str, Any]:
+    """What every family's packed batch holds, on the CPU: input_ids and positions int64 (N,), image_slots int64 (image
+    tokens,), the rows of the image tokens, pixels uint8 (tiles or patches, ...), layout, and count (B,).
+    """
+    start = len(prompt.prefix)
+    for item in inputs:
+        assert item.input_ids[:start].tolist() == prompt.prefix, "share_prefix has not seen this question"
+    own = [item.input_ids[start:] for item in inputs]
+    input_ids, lengths = torch.cat(own), torch.tensor([len(ids) for ids in own])
+    tokens, vision = (shape.tokens, shape.vision) if shape else (None, None)
+    return {
+        "input_ids": pad(input_ids, tokens),
+        "positions": pad(torch.cat([torch.arange(start, start + len(ids)) for ids in own]), tokens),
+        "layout": Layout.of(lengths, start, shape),
+        "image_slots": (input_ids == prompt.image_token_id).nonzero().flatten(),
+        "pixels": pad(torch.cat([item.pixels for item in inputs]), vision),
+        "count": lengths,
+    }
 
 
 def decode_prefix(layers: Sequence[nn.Module], hidden: Tensor, cos: Tensor, sin: Tensor) -> Prefix:
@@ -251,7 +275,7 @@ def _after_attention(layer: nn.Module, hidden: Tensor, attended: Tensor) -> Tens
     return hidden + gated(layer.mlp, layer.post_attention_layernorm(hidden))
 
 
-def two_letter_logits(head: nn.Linear, hidden: Tensor, letters: tuple[int, int]) -> Tensor:
-    """Logits of the two letters alone, two rows of the head: hidden (B, C) -> float32 (B, 2)."""
-    rows = torch.stack([head.weight[letter] for letter in letters])  # an index from the CPU would wait for the GPU
+def answer_logits(head: nn.Linear, hidden: Tensor, answer_tokens: tuple[int, int]) -> Tensor:
+    """Logits of the two answers alone, two rows of the head: hidden (B, C) -> float32 (B, 2)."""
+    rows = torch.stack([head.weight[token] for token in answer_tokens])  # an index from the CPU would wait for the GPU
     return F.linear(hidden, rows).float()

@@ -26,19 +26,15 @@ def fits(qkv: Tensor, windows: Segments) -> bool:
     return attend_window is not None and qkv.is_cuda and half_precision and windows.max_seqlen <= LARGEST_WINDOW
 
 
-def attend_windows(qkv: Tensor, cos: Tensor, sin: Tensor, windows: Segments) -> Tensor:
-    """Rotate queries and keys, then attend inside each window: qkv (N, 3, H, D) -> (N, H, D).
-
-    cos, sin: float32 (N, D), whose second half repeats the first, as rotary embeddings' do. Rows outside of all windows
-    are left as they are in memory. The same as `rotate` and `attend` of `dfbench.models.packed.packing`, in the same
-    precision.
-    """
-    return _attend_windows(qkv, cos, sin, windows.cu_seqlens)
-
-
 # An operator of its own: Triton launches it as it is, and the compiler leaves it alone.
 @torch.library.custom_op("dfbench::attend_windows", mutates_args=())
-def _attend_windows(qkv: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -> Tensor:
+def attend_windows(qkv: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Rotate queries and keys, then attend inside each window: qkv (N, 3, H, D) -> (N, H, D).
+
+    cos, sin: float32 (N, D), whose second half repeats the first, as rotary embeddings' do. cu_seqlens: see `Segments`.
+    Rows outside of all windows are left as they are in memory. The same as `rotate` and `attend` of
+    `dfbench.models.packed.packing`, in the same precision.
+    """
     out = torch.empty_like(qkv[:, 0], memory_format=torch.contiguous_format)
     num_heads, head_dim = out.shape[1:]
     # 16 channels are the least that a matrix instruction takes. Two warps and three stages: the fastest on an H200.
@@ -59,6 +55,6 @@ def _attend_windows(qkv: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -
     return out
 
 
-@_attend_windows.register_fake
+@attend_windows.register_fake
 def _(qkv: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -> Tensor:
     return torch.empty_like(qkv[:, 0], memory_format=torch.contiguous_format)

@@ -5,7 +5,7 @@ import torch
 from builders import interpret
 from torch import nn
 
-from dfbench.models.packed.fp8 import LARGEST, Fp8Linear, quantize, row_scale
+from dfbench.models.packed.fp8 import E4M3_MAX, Fp8Linear, quantize, row_scale
 from dfbench.models.packed.layers import FusedLinear
 
 COMPARE = """
@@ -37,7 +37,7 @@ def test_the_kernel_equals_activation_and_scaling(width: int) -> None:
 
 def test_rows_are_scaled_to_the_largest_number() -> None:
     matrix = torch.tensor([[1.0, -4.0], [0.0, 0.0], [448.0, 3.0]])
-    torch.testing.assert_close(row_scale(matrix).flatten(), torch.tensor([4 / LARGEST, 1, 1]))
+    torch.testing.assert_close(row_scale(matrix).flatten(), torch.tensor([4 / E4M3_MAX, 1, 1]))
 
 
 def test_layers_whose_sizes_allow_it_become_8_bit() -> None:

@@ -43,15 +43,15 @@ def test_attend_equals_the_definition(heads, causal, query_lengths, key_lengths)
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
 
 
-def test_attend_leaves_filling_alone():
+def test_attend_leaves_padding_alone():
     """Empty segments after the prompts, and tokens that belong to none."""
     rng = torch.Generator().manual_seed(1)
     query, key, value = torch.randn(3, 12, 2, 4, generator=rng)
-    filled = attend(query, key, value, *[Segments.of([4, 3], size=5, max_seqlen=9)] * 2, causal=True)
+    padded = attend(query, key, value, *[Segments.of([4, 3], size=5, max_seqlen=9)] * 2, causal=True)
     exact = attend(query[:7], key[:7], value[:7], *[Segments.of([4, 3])] * 2, causal=True)
-    assert filled.shape == query.shape
-    assert torch.equal(filled[:7], exact)
-    assert filled.isfinite().all()
+    assert padded.shape == query.shape
+    assert torch.equal(padded[:7], exact)
+    assert padded.isfinite().all()
 
 
 def test_rotation_is_multiplication_by_a_complex_number():

@@ -18,7 +18,7 @@ tokens = sum(lengths)
 segments = Segments.of(lengths, size=7, max_seqlen=64)  # two empty windows at the end
 qkv = torch.randn(tokens + 5, 3, heads, size)  # and five rows that belong to none
 angles = torch.randn(tokens + 5, size // 2).repeat(1, 2)
-got = attend_windows(qkv, angles.cos(), angles.sin(), segments)
+got = attend_windows(qkv, angles.cos(), angles.sin(), segments.cu_seqlens)
 query, key, value = qkv.unbind(1)
 query, key = (rotate(part, angles.cos(), angles.sin()) for part in (query, key))
 expected = attend(query, key, value, segments, segments, causal=False)
