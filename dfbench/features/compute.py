@@ -31,7 +31,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from dfbench.data.images import DECODER_ERRORS, FORMATS, MAX_PIXELS, ImageError, decoder_reason, read_image_file
+from dfbench.data.images import DECODER_ERRORS, ImageError, decoder_reason, open_image, read_image_file
 from dfbench.features.spectrum import spectral_slope
 
 FEATURES = ("brightness", "contrast", "colorfulness", "si", "spectral_slope")
@@ -73,9 +73,7 @@ def measure_image(path: Path) -> ImageFeatures:
     """
     data = read_image_file(path)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
+        with open_image(io.BytesIO(data)) as image:
             size, image_format = image.size, image.format
             rgb, alpha = _decode(image, data)
     except DECODER_ERRORS as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dfbench.data.annotations import Sample, check_annotations
-from dfbench.data.images import DECODER_ERRORS, MAX_PIXELS, ImageError, load_image, read_size
+from dfbench.data.images import ImageError, load_image, read_header
 from dfbench.errors import InputError
 from dfbench.parallel import progress_bar
 
@@ -102,10 +102,10 @@ def _looks_good(path: Path, *, decode: bool, max_ratio: float | None) -> bool:
         if decode:
             width, height = load_image(path, strict=True).rgb.size
         else:
-            width, height = read_size(path)
-    except (ImageError, *DECODER_ERRORS):
+            width, height, *_ = read_header(path)
+    except ImageError:
         return False
-    return width * height <= MAX_PIXELS and not _too_long(width, height, max_ratio)
+    return not _too_long(width, height, max_ratio)
 
 
 def _problem(path: Path, max_ratio: float | None) -> tuple[str, bool] | None:

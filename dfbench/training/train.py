@@ -21,7 +21,8 @@ from tempfile import TemporaryFile
 import torch
 
 from dfbench import cli
-from dfbench.data.annotations import split_validation, write_annotations
+from dfbench.data.annotations import write_annotations
+from dfbench.data.splits import split_validation
 from dfbench.errors import InputError, shorten
 from dfbench.models.base import read_config
 from dfbench.models.checkpoints import newest_adapter, read_base_model

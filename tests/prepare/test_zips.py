@@ -11,8 +11,8 @@ import zlib
 import pytest
 from builders import make_zip
 
-from dfbench.prepare import zips as archives
-from dfbench.prepare.zips import MAX_IMAGE_BYTES, disk_bytes, extract_members, is_junk, read_archive, split_suffix
+from dfbench.prepare import zips
+from dfbench.prepare.zips import MAX_IMAGE_BYTES, extract_members, is_junk, read_archive
 
 DIRECTORY_ENTRY = b"PK\x01\x02"
 
@@ -39,11 +39,11 @@ def refusals(path):
 
 def test_members_are_listed_with_their_directory_entries(tmp_path):
     path = make_zip(tmp_path / "a.zip", {"Images/1.jpg": b"one", "Images/2.JPEG": b"two!"}, zipfile.ZIP_STORED)
-    archive = read_archive(path, index=7)
+    archive = read_archive(path)
     assert archive.num_bytes == path.stat().st_size
     assert archive.num_images == 2
     first, second = archive.members
-    assert (first.archive, first.position, first.path, first.size, first.refusal) == (7, 0, "Images/1.jpg", 3, "")
+    assert (first.archive, first.position, first.path, first.size, first.refusal) == (path, 0, "Images/1.jpg", 3, "")
     # A local header takes 30 bytes and the name, 12; then the data, 3.
     assert (first.offset, second.offset) == (0, 45)
     assert first.crc == 0x7A6C86F1  # CRC-32 of "one"
@@ -177,27 +177,6 @@ def test_the_largest_claim_that_passes(tmp_path):
     assert "more than there can be" in refusals(path)["1.bmp"]
 
 
-def test_bombs_are_refused_by_their_ratio_and_blank_bitmaps_are_not(tmp_path):
-    path = make_zip(tmp_path / "a.zip", {"bomb.bmp": bytes(40 << 20), "blank.bmp": bytes(4 << 20)})
-    found = refusals(path)
-    assert "zip bombs" in found["bomb.bmp"]
-    assert found["blank.bmp"] == ""
-
-
-def test_an_archive_whose_members_overlap_is_refused_whole(tmp_path):
-    """As in a non-recursive zip bomb: many directory entries that all point at the same large member."""
-    path = make_zip(tmp_path / "a.zip", {"1.jpg": os.urandom(10_000)}, zipfile.ZIP_STORED)
-    data = path.read_bytes()
-    start, end = data.rfind(DIRECTORY_ENTRY), data.rfind(b"PK\x05\x06")
-    entry = data[start:end]
-    tail = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 50, 50, 50 * len(entry), start, 0)
-    path.write_bytes(data[:start] + 50 * entry + tail)
-    with zipfile.ZipFile(path) as archive:
-        assert len(archive.infolist()) == 50
-    assert "zip bomb" in read_archive(path).error
-    assert read_archive(path).members == []
-
-
 # ------------------------------------------------------------------------------------------------------ broken archives
 
 
@@ -251,7 +230,7 @@ def test_names_may_repeat_because_positions_count(tmp_path):
 def temporary_name(path, target, monkeypatch):
     """The name under which a target is written first, as a run that is killed before the last step leaves it."""
     with monkeypatch.context() as killed:
-        killed.setattr(archives.os, "replace", lambda *_: None)
+        killed.setattr(zips.os, "replace", lambda *_: None)
         assert extract_members(path, [(0, str(target))]) == [""]
     (temporary,) = (each for each in target.parent.iterdir() if each.name.startswith("."))
     return temporary
@@ -341,8 +320,8 @@ def test_a_target_that_cannot_be_is_told_and_the_others_go_on(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     targets = [tmp_path / "folder.jpg", tmp_path / ("x" * 300 + ".jpg"), tmp_path / "3.jpg"]
     troubles = extract_members(path, [(i, str(target)) for i, target in enumerate(targets)])
-    assert troubles[0].startswith(archives.CANNOT_WRITE)
-    assert troubles[1].startswith(archives.CANNOT_WRITE)
+    assert troubles[0].startswith(zips.CANNOT_WRITE)
+    assert troubles[1].startswith(zips.CANNOT_WRITE)
     assert troubles[2] == ""
     assert {file.name for file in tmp_path.iterdir()} == {"a.zip", "folder.jpg", "3.jpg"}
 
@@ -353,7 +332,7 @@ def test_a_full_disk_ends_the_whole_and_names_the_file(tmp_path, monkeypatch):
     def replace(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(archives.os, "replace", replace)
+    monkeypatch.setattr(zips.os, "replace", replace)
     with pytest.raises(OSError, match="No space left") as caught:
         extract_members(path, [(0, str(tmp_path / "1.jpg"))])
     assert caught.value.filename == str(tmp_path / "1.jpg")
@@ -374,13 +353,3 @@ def test_junk(path):
 @pytest.mark.parametrize("path", ["1.jpg", "a._b/1.jpg", "a/_1.jpg", ".hidden.jpg", "captions.txt"])
 def test_no_junk(path):
     assert not is_junk(path)
-
-
-@pytest.mark.parametrize("path", ["a.jpg", "a.b/c", "a.b/c.d.e", ".jpg", "a/.jpg", "a", "", "a.", "a/b."])
-def test_split_suffix_equals_the_standard_library(path):
-    assert split_suffix(path) == os.path.splitext(path)
-
-
-def test_disk_bytes_round_up_to_blocks():
-    # 0, 1, 4096 and 4097 bytes take 0, 1, 1 and 2 blocks.
-    assert disk_bytes([0, 1, 4096, 4097]) == 4 * 4096

@@ -203,7 +203,9 @@ def test_awkward_archives_outcome_by_outcome(published, tmp_path, encode):
         in done.stdout
     )
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith(f"error: {root / 'DFBench/prepare_left_out.csv'}: found rows without a usable image")
+    assert done.stderr.startswith(
+        f"error: {root / 'DFBench/prepare_left_out.csv'}: annotated rows have no usable image"
+    )
     assert not list(tmp_path.rglob("*evil*"))
     assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
 
@@ -425,7 +427,7 @@ def test_annotations_of_one_split_alone_are_told(published, tmp_path, stem, name
         path.unlink()
     done = run(published, tmp_path / "out", "--allow_missing", status=1)
     assert f"no {name} annotations were found" in done.stdout
-    assert f"found no released {name} annotations" in done.stderr
+    assert f"there are no released {name} annotations" in done.stderr
 
 
 def test_a_name_too_long_for_the_disk_is_one_fault_and_the_rest_goes_on(published, tmp_path):
