@@ -12,9 +12,9 @@ from dfbench.data.sources import source_of
 from dfbench.errors import InputError
 from dfbench.parallel import progress_bar, run_jobs
 from dfbench.prepare.hub import archives_of, find_archives
-from dfbench.prepare.matching import NoMatch, match_images
-from dfbench.prepare.validate import Fault, Reason
-from dfbench.prepare.zips import CANNOT_WRITE, OPEN_ARCHIVES, Archive, Member, extract_members, read_archive
+from dfbench.prepare.matching import match_images
+from dfbench.prepare.reasons import Fault, Reason
+from dfbench.prepare.zips import OPEN_ARCHIVES, Archive, Member, extract_members, read_archive
 
 JOB_IMAGES = 128
 """Images of one worker's job: long enough to cost nothing, short enough that the progress bar moves."""
@@ -26,7 +26,7 @@ class ImageInventory:
 
     on_disk: images in place; one whose size is not its member's is not: it is half of one, or another one.
     members: image -> the archive member to extract for it, now or once it proves to be damaged.
-    faults: why others cannot be used. archives: without their lists of members.
+    faults: why others cannot be used. archives: those of all sources.
     """
 
     on_disk: set[str] = field(default_factory=set)
@@ -46,17 +46,14 @@ def take_inventory(images: Iterable[str], image_root: Path, downloads: Path, *, 
         by_source.setdefault(source_of(image), []).append(image)
     found, inventory = find_archives(downloads), ImageInventory()
     for source in progress_bar(sorted(by_source), "reading archives", "sources", quiet):
-        archives = [read_archive(path) for path in archives_of(source, found)]
-        _match_source(by_source[source], archives, image_root, inventory)
-        for archive in archives:
-            archive.members = []  # those that are wanted are in the inventory; all of them would take 0.5 GB
-        inventory.archives += archives
+        _take_source(by_source[source], archives_of(source, found), image_root, inventory)
     return inventory
 
 
-def _match_source(images: list[str], archives: list[Archive], image_root: Path, inventory: ImageInventory) -> None:
-    """Add the images of one source to the inventory."""
-    members = [member for archive in archives for member in archive.members]
+def _take_source(images: list[str], paths: list[Path], image_root: Path, inventory: ImageInventory) -> None:
+    """Add the images and archives of one source to the inventory."""
+    listed = [read_archive(path) for path in paths]
+    members = [member for _, members in listed for member in members]
     matches = match_images(images, members) if members else {}
     unmatched: list[str] = []
     is_extracted = False
@@ -71,6 +68,8 @@ def _match_source(images: list[str], archives: list[Archive], image_root: Path, 
             is_extracted = True
         elif member is None:
             unmatched.append(image)
+    archives = [archive for archive, _ in listed]
+    inventory.archives += archives
     for image in unmatched:
         inventory.faults[image] = _fault(matches.get(image), archives, is_extracted)
 
@@ -83,28 +82,27 @@ def _size(path: str) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def _fault(match: Member | NoMatch | None, archives: list[Archive], is_extracted: bool) -> Fault:
+def _fault(match: Member | Fault | None, archives: list[Archive], is_extracted: bool) -> Fault:
     """is_extracted: whether other images of the source are on the disk, so that its archive may be gone after use."""
     if isinstance(match, Member):
         return Reason.REFUSED, f"{match.path}: {match.refusal}"
-    if match is not None and match.is_ambiguous:
-        return Reason.AMBIGUOUS, match.detail
-    if broken := [archive for archive in archives if archive.error]:
+    broken = [archive for archive in archives if archive.error]
+    if match is not None and (match[0] is Reason.AMBIGUOUS or not broken):
+        return match
+    if broken:
         return Reason.BROKEN, f"{broken[0].path.name}: {broken[0].error}"
     if archives:
-        return Reason.ABSENT, match.detail if match else "no image in the archive"
+        return Reason.ABSENT, "no image in the archive"
     if is_extracted:
         return Reason.ABSENT, "not on the disk, and no archive to look in"
     return Reason.NO_ARCHIVE, "neither its archive nor any image of its source is there"
 
 
-# ----------------------------------------------------------------------------------------------------------- extraction
-
-
 class _Job(NamedTuple):
     archive: Path
+    image_root: Path
     images: list[str]
-    positions_and_targets: list[tuple[int, str]]
+    positions: list[int]
 
 
 def extract_missing(
@@ -115,22 +113,16 @@ def extract_missing(
     Updates the inventory; one that cannot be extracted becomes a fault. Raises InputError, before anything is written,
     where the disk has no room for all of them.
     """
-    images, num_extracted = inventory.to_extract(wanted), 0
+    images = inventory.to_extract(wanted)
     size_of = {image: inventory.members[image].size for image in images}
     _check_space(size_of.values(), image_root)
     jobs = _plan_jobs(images, inventory, image_root, num_workers)
     with progress_bar(None, "extracting", "B", quiet, total=sum(size_of.values())) as bar:
-        for job, results in run_jobs(_extract, jobs, num_workers):
+        for job, faults in run_jobs(_extract, jobs, num_workers):
             bar.update(sum(size_of[image] for image in job.images))
-            for image, trouble in zip(job.images, results, strict=True):
-                if trouble.startswith(CANNOT_WRITE):
-                    inventory.faults[image] = (Reason.UNWRITABLE, trouble.removeprefix(CANNOT_WRITE))
-                elif trouble:
-                    inventory.faults[image] = (Reason.BROKEN, f"{job.archive.name}: {trouble}")
-                else:
-                    inventory.on_disk.add(image)
-                    num_extracted += 1
-    return num_extracted
+            inventory.faults |= {image: fault for image, fault in zip(job.images, faults, strict=True) if fault}
+            inventory.on_disk.update(image for image in job.images if image not in inventory.faults)
+    return sum(image in inventory.on_disk for image in images)
 
 
 def _check_space(sizes: Collection[int], image_root: Path) -> None:
@@ -157,11 +149,11 @@ def _plan_jobs(images: Iterable[str], inventory: ImageInventory, image_root: Pat
     for number, (archive, members) in enumerate(sorted(by_archive.items())):
         members.sort()
         for start in range(0, len(members), JOB_IMAGES):
-            part = members[start : start + JOB_IMAGES]
-            targets = [(position, os.path.join(image_root, image)) for _, position, image in part]
-            jobs.append((number // num_turns, start, _Job(archive, [image for *_, image in part], targets)))
+            _, positions, names = map(list, zip(*members[start : start + JOB_IMAGES], strict=True))
+            jobs.append((number // num_turns, start, _Job(archive, image_root, names, positions)))
     return [job for *_, job in sorted(jobs, key=lambda job: job[:2])]
 
 
-def _extract(job: _Job) -> list[str]:
-    return extract_members(job.archive, job.positions_and_targets)
+def _extract(job: _Job) -> list[Fault | None]:
+    targets = [os.path.join(job.image_root, image) for image in job.images]
+    return extract_members(job.archive, list(zip(job.positions, targets, strict=True)))

@@ -4,7 +4,6 @@ Data set: huggingface.co/datasets/IntMeGroup/DFBench, 21 archives and six annota
 """
 
 import filecmp
-import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -98,13 +97,11 @@ def keep_released(path: Path) -> Path:
 
 def find_archives(folder: Path) -> dict[str, Path]:
     """Zip files in a folder and one level below, by their name in lower case; the upper level comes first."""
-    if not folder.is_dir():
-        return {}
     found: dict[str, Path] = {}
-    for each in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        for name in sorted(os.listdir(each)):  # names only: the extracted images may lie in the same folders
-            if name.lower().endswith(".zip") and (each / name).is_file():
-                found.setdefault(name.lower(), each / name)
+    for pattern in ("*.[zZ][iI][pP]", "*/*.[zZ][iI][pP]"):
+        for path in sorted(folder.glob(pattern)):
+            if path.is_file():
+                found.setdefault(path.name.lower(), path)
     return found
 
 

@@ -12,14 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dfbench.data.images import IMAGE_SUFFIXES, split_suffix
+from dfbench.prepare.reasons import Fault, Reason
 from dfbench.prepare.zips import Member
-
-
-class NoMatch(NamedTuple):
-    """Why a row got no member. is_ambiguous: there are several, or one that other rows match equally well."""
-
-    is_ambiguous: bool
-    detail: str
 
 
 class _Match(NamedTuple):
@@ -29,14 +23,14 @@ class _Match(NamedTuple):
     member: Member
 
 
-def match_images(images: Iterable[str], members: Iterable[Member]) -> dict[str, Member | NoMatch]:
-    """For each image (keys of one source: `DFBench/SOURCE/...`) its member, or why there is none.
+def match_images(images: Iterable[str], members: Iterable[Member]) -> dict[str, Member | Fault]:
+    """For each image (keys of one source: `DFBench/SOURCE/...`) its member, or why there is none: absent, ambiguous.
 
-    A member belongs to one image at most. A refused member is returned only where no other one matches.
+    A member belongs to one image at most. A refused member is returned only where no other one matches as well.
     """
     images = list(images)
     index = _Index(members, max((image.count("/") for image in images), default=0))
-    matches: dict[str, _Match | NoMatch] = {image: index.find(image) for image in images}
+    matches: dict[str, _Match | Fault] = {image: index.find(image) for image in images}
     by_member: dict[tuple[Path, int], list[str]] = defaultdict(list)
     for image, match in matches.items():
         if isinstance(match, _Match):
@@ -60,27 +54,23 @@ class _Index:
     def __init__(self, members: Iterable[Member], depth: int) -> None:
         """depth: the most folders that a row has; longer tails are never asked for."""
         self._by_tail: dict[str, list[Member]] = defaultdict(list)
-        self._refused_by_tail: dict[str, list[Member]] = defaultdict(list)
         self._folders: set[str] = set()
         for member in members:
-            by_tail = self._refused_by_tail if member.refusal else self._by_tail
             path = fold(member.path)
             for tail in _tails(path, depth):
-                by_tail[tail].append(member)
-            if "/" in path and not member.refusal:
+                self._by_tail[tail].append(member)
+            if "/" in path:
                 self._folders.update(_tails(path.rpartition("/")[0], depth))
 
-    def find(self, image: str) -> _Match | NoMatch:
+    def find(self, image: str) -> _Match | Fault:
         path = fold(image)
         tails = list(_tails(path, path.count("/")))
-        for by_tail in (self._by_tail, self._refused_by_tail):
-            for num_folders in reversed(range(len(tails))):
-                if candidates := by_tail.get(tails[num_folders]):
-                    if self._is_elsewhere(path, num_folders):
-                        detail = f"its folder is in the archive, but only {candidates[0].path} has its name"
-                        return NoMatch(False, detail)
-                    return _choose(image, num_folders, candidates)
-        return NoMatch(False, "no image of this name in the archive")
+        for num_folders in reversed(range(len(tails))):
+            if candidates := self._by_tail.get(tails[num_folders]):
+                if self._is_elsewhere(path, num_folders):
+                    return Reason.ABSENT, f"its folder is in the archive, but only {candidates[0].path} has its name"
+                return _choose(image, num_folders, candidates)
+        return Reason.ABSENT, "no image of this name in the archive"
 
     def _is_elsewhere(self, path: str, num_folders: int) -> bool:
         """Whether the archive has the row's own sub-folder, of which only the last `num_folders` parts match.
@@ -101,8 +91,9 @@ def _tails(path: str, depth: int) -> Iterable[str]:
             return
 
 
-def _choose(image: str, num_folders: int, candidates: list[Member]) -> _Match | NoMatch:
+def _choose(image: str, num_folders: int, candidates: list[Member]) -> _Match | Fault:
     """The candidate that is as good as every other one in each respect; copies of one image count as one."""
+    candidates = [member for member in candidates if not member.refusal] or candidates
     if len(candidates) == 1:
         return _Match(num_folders, candidates[0])
     # Extensions in the annotations are not to be relied on: they do not tell one folder from another.
@@ -118,7 +109,7 @@ def _choose(image: str, num_folders: int, candidates: list[Member]) -> _Match | 
         return _Match(num_folders, best[0])
     in_several = len({member.archive for member in best}) > 1
     paths = [f"{member.archive.name}: {member.path}" if in_several else member.path for member in best[:3]]
-    return NoMatch(True, f"{len(best)} images match: {', '.join(paths)}{', ...' if len(best) > 3 else ''}")
+    return Reason.AMBIGUOUS, f"{len(best)} images match: {', '.join(paths)}{', ...' if len(best) > 3 else ''}"
 
 
 def _likeness(image: str, num_folders: int, member: Member) -> tuple[bool, bool]:
@@ -128,7 +119,7 @@ def _likeness(image: str, num_folders: int, member: Member) -> tuple[bool, bool]
     return same_case, our_suffix.lower() == their_suffix.lower()
 
 
-def _resolve_duplicates(rows: list[str], matches: dict[str, _Match | NoMatch]) -> None:
+def _resolve_duplicates(rows: list[str], matches: dict[str, _Match | Fault]) -> None:
     """Leave a member to the row that it matches best; where two are equal, to none of them."""
     ranks = {}
     for image in rows:
@@ -139,6 +130,6 @@ def _resolve_duplicates(rows: list[str], matches: dict[str, _Match | NoMatch]) -
     for image in rows:
         if ranks[image] < best:
             detail = f"no image of this name in the archive but {member.path}, which is {winners[0]}"
-            matches[image] = NoMatch(False, detail)
+            matches[image] = Reason.ABSENT, detail
         elif len(winners) > 1:
-            matches[image] = NoMatch(True, f"{len(winners)} rows match {member.path}: {', '.join(winners[:3])}")
+            matches[image] = Reason.AMBIGUOUS, f"{len(winners)} rows match {member.path}: {', '.join(winners[:3])}"

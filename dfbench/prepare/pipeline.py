@@ -18,8 +18,9 @@ from dfbench.errors import InputError
 from dfbench.parallel import progress_bar
 from dfbench.prepare.extract import ImageInventory, extract_missing, take_inventory
 from dfbench.prepare.hub import Target, find_released, is_clean, keep_released
+from dfbench.prepare.reasons import Reason
 from dfbench.prepare.report import Report
-from dfbench.prepare.validate import AnnotationFile, Reason, validate
+from dfbench.prepare.validate import AnnotationFile, validate
 from dfbench.prepare.verify import check_images, repair_images
 
 
@@ -127,9 +128,6 @@ def _mark_not_extracted(inventory: ImageInventory, wanted: Collection[str]) -> N
         member = inventory.members[image]
         detail = f"{member.archive.name}: {member.path} is not on the disk, or not whole"
         inventory.faults[image] = (Reason.NOT_EXTRACTED, detail)
-
-
-# -------------------------------------------------------------------------------------------------- clean annotations
 
 
 def write_clean(releases: Sequence[Release], quiet: bool = True) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ from dfbench.data.sources import CATALOGUE, DFBENCH, NUM_TEST, NUM_TRAIN, source
 from dfbench.data.splits import TEST, TRAIN
 from dfbench.errors import InputError
 from dfbench.io import atomic_write, write_json
-from dfbench.prepare.validate import AnnotationFile, Reason
+from dfbench.prepare.reasons import Reason
+from dfbench.prepare.validate import AnnotationFile
 from dfbench.prepare.zips import Archive
 
 REPORT_NAME, LEFT_OUT_NAME = "prepare_report.json", "prepare_left_out.csv"

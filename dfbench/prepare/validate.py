@@ -4,7 +4,6 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -13,35 +12,10 @@ from dfbench.data.annotations import Sample, iter_samples
 from dfbench.data.images import IMAGE_SUFFIXES, split_suffix
 from dfbench.data.sources import CATALOGUE, source_of
 from dfbench.parallel import progress_bar
+from dfbench.prepare.reasons import Fault, Reason
 from dfbench.prepare.zips import is_junk
 
 _TEXT_SUFFIXES = (".txt", ".csv", ".mat", ".json", ".xml", ".db", ".xlsx", ".md", ".html")
-
-
-class Reason(str, Enum):
-    """Why a row is left out of the clean annotations."""
-
-    BAD_ROW = "unreadable row"
-    JUNK = "junk"
-    REPEATED = "repeated row"
-    CONTRADICTED = "label contradicts an earlier row"
-    MISLABELLED = "label contradicts the catalogue"
-    IN_BOTH = "training row that is also a test row"
-    UNSAFE = "unsafe path"
-    ABSENT = "absent from its archive"
-    NO_ARCHIVE = "no archive"
-    BROKEN = "broken archive"
-    REFUSED = "refused archive member"
-    NOT_EXTRACTED = "not extracted"
-    UNWRITABLE = "cannot be written"
-    AMBIGUOUS = "ambiguous"
-    UNDECODABLE = "undecodable"
-
-    __str__ = str.__str__
-
-
-Fault = tuple[Reason, str]
-"""Why an image or a row cannot be used: the kind of reason, and the details."""
 
 
 class LeftOut(NamedTuple):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dfbench.data.images import ImageError, load_image, read_header
 from dfbench.parallel import progress_bar, run_jobs
 from dfbench.prepare.extract import JOB_IMAGES, ImageInventory, extract_missing
-from dfbench.prepare.validate import Reason
+from dfbench.prepare.reasons import Reason
 
 
 class _Job(NamedTuple):

@@ -16,11 +16,12 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from dfbench.data.images import IMAGE_SUFFIXES, MAX_PIXELS, split_suffix
+from dfbench.prepare.reasons import Fault, Reason
 
 MAX_IMAGE_BYTES = 3 * MAX_PIXELS
 """Most bytes that a member may claim: the largest uncompressed RGB bitmap that is decoded, 256 MiB."""
@@ -34,15 +35,9 @@ _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, 
 """What `zipfile` and its decompressors raise on broken input."""
 
 _ONE_NAME_ERRORS = frozenset(
-    (
-        *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
-        *(errno.ENOENT, errno.ELOOP, errno.EILSEQ, errno.EINVAL),
-    )
+    (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP, errno.EINVAL)
 )
 """Faults of one target's name; any other fault (no space, no permission) would meet the next image too."""
-
-CANNOT_WRITE = "cannot be written: "
-"""How the trouble with an image begins where its target is at fault, not its archive."""
 
 
 class Member(NamedTuple):
@@ -66,14 +61,14 @@ class Member(NamedTuple):
 
 @dataclass
 class Archive:
-    """One zip file. `error` says why it cannot be read as a whole; then it has no members.
+    """One zip file.
 
     num_images: how many members it has. num_skipped: files in it that are no images (captions, scores, macOS junk).
+    error: why it cannot be read as a whole.
     """
 
     path: Path
     num_bytes: int
-    members: list[Member] = field(default_factory=list)
     num_images: int = 0
     num_skipped: int = 0
     error: str = ""
@@ -85,18 +80,18 @@ def is_junk(path: str) -> bool:
     return name.startswith("._") or name.lower() in _JUNK_NAMES or "__MACOSX/" in path
 
 
-def read_archive(path: Path) -> Archive:
+def read_archive(path: Path) -> tuple[Archive, list[Member]]:
     """List a zip file's images from its directory; nothing is decompressed.
 
-    A truncated or broken file gives an Archive with `error`, naming the bytes it has.
+    A truncated or broken file gives an Archive with `error`, naming the bytes it has, and no members.
     """
-    archive = Archive(path, path.stat().st_size)
+    archive, members = Archive(path, path.stat().st_size), []
     try:
         with zipfile.ZipFile(path) as file:
             infos = file.infolist()
     except _ZIP_ERRORS as error:
         archive.error = f"{archive.num_bytes:,} bytes that are no whole zip archive ({error})"
-        return archive
+        return archive, members
     for position, info in enumerate(infos):
         name = _member_name(info)
         if name.endswith("/"):
@@ -105,9 +100,9 @@ def read_archive(path: Path) -> Archive:
             archive.num_skipped += 1
             continue
         refusal = _refusal(info, name, archive.num_bytes)
-        archive.members.append(Member(path, position, name, info.file_size, info.CRC, info.header_offset, refusal))
-    archive.num_images = len(archive.members)
-    return archive
+        members.append(Member(path, position, name, info.file_size, info.CRC, info.header_offset, refusal))
+    archive.num_images = len(members)
+    return archive, members
 
 
 def _member_name(info: zipfile.ZipInfo) -> str:
@@ -141,19 +136,18 @@ OPEN_ARCHIVES = 4
 """A process keeps so many archives open between calls, at up to 30 MB each."""
 
 
-def extract_members(archive: Path, wanted: Sequence[tuple[int, str]]) -> list[str]:
+def extract_members(archive: Path, wanted: Sequence[tuple[int, str]]) -> list[Fault | None]:
     """Extract members, each to its own file: (position in the zip's directory, target path) pairs.
 
-    Returns for each what went wrong, "" for success; what begins with CANNOT_WRITE is the target's fault. A target
-    appears whole or not at all: it is written under a temporary name (`.HASH.part`) in its folder, which is made if
-    need be, and its CRC-32 has been compared by then. Raises OSError, naming the target, where writing fails for a
-    reason that other targets share, such as a full disk.
+    Returns for each what went wrong, None for success. A target appears whole or not at all: it is written under a
+    temporary name (`.HASH.part`) in its folder, which is made if need be, and its CRC-32 has been compared by then.
+    Raises OSError, naming the target, where writing fails for a reason that other targets share, such as a full disk.
     """
     try:
         file = _open(archive, archive.stat().st_mtime_ns)
     except _ZIP_ERRORS as error:
-        return [f"{archive.name} cannot be opened: {error}"] * len(wanted)
-    return [_extract(file, position, target) for position, target in wanted]
+        return [(Reason.BROKEN, f"{archive.name} cannot be opened: {error}")] * len(wanted)
+    return [_extract(file, archive.name, position, target) for position, target in wanted]
 
 
 @functools.lru_cache(maxsize=OPEN_ARCHIVES)
@@ -162,23 +156,23 @@ def _open(archive: Path, changed: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(archive)
 
 
-def _extract(file: zipfile.ZipFile, position: int, target: str) -> str:
+def _extract(file: zipfile.ZipFile, name: str, position: int, target: str) -> Fault | None:
     try:
         info = file.infolist()[position]
         data = _read(file, info)
     except IndexError:
-        return "not in its archive, which was replaced in the meantime"
+        return Reason.BROKEN, f"{name}: not in its archive, which was replaced in the meantime"
     except _ZIP_ERRORS as error:
-        return f"broken in its archive: {error or type(error).__name__}"
+        return Reason.BROKEN, f"{name}: broken in its archive: {error or type(error).__name__}"
     if len(data) != info.file_size:
-        return f"broken in its archive: it has not the {info.file_size:,} bytes that it claims"
+        return Reason.BROKEN, f"{name}: broken in its archive: it has not the {info.file_size:,} bytes that it claims"
     try:
         _write(data, target)
     except OSError as error:
         if error.errno not in _ONE_NAME_ERRORS:
             raise
-        return f"{CANNOT_WRITE}{error.strerror}"
-    return ""
+        return Reason.UNWRITABLE, error.strerror
+    return None
 
 
 def _read(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

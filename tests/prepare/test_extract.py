@@ -9,7 +9,7 @@ from builders import keys, make_zip, put
 
 from dfbench.errors import InputError
 from dfbench.prepare.extract import extract_missing, take_inventory
-from dfbench.prepare.validate import Reason
+from dfbench.prepare.reasons import Reason
 
 # ------------------------------------------------------------------------------------------------------------ inventory
 

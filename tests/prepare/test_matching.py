@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dfbench.prepare.matching import NoMatch, fold, match_images
+from dfbench.prepare.matching import fold, match_images
+from dfbench.prepare.reasons import Reason
 from dfbench.prepare.zips import Member
 
 
@@ -24,7 +25,9 @@ def matched(images, found):
 
 
 def _short(match):
-    return ("ambiguous" if match.is_ambiguous else "absent") if isinstance(match, NoMatch) else match.path
+    return (
+        match.path if isinstance(match, Member) else {Reason.AMBIGUOUS: "ambiguous", Reason.ABSENT: "absent"}[match[0]]
+    )
 
 
 def one(image, *paths):
@@ -56,8 +59,8 @@ def test_live_has_the_same_names_in_every_distortion_folder():
 def test_a_bare_name_that_several_folders_have_is_ambiguous():
     paths = ("databaserelease2/gblur/img1.bmp", "databaserelease2/jpeg/img1.bmp")
     outcome = match_images(["DFBench/LIVE/img1.bmp"], members(*paths))["DFBench/LIVE/img1.bmp"]
-    assert outcome.is_ambiguous
-    assert all(path in outcome.detail for path in paths)
+    assert outcome[0] is Reason.AMBIGUOUS
+    assert all(path in outcome[1] for path in paths)
 
 
 def test_a_bare_name_that_one_folder_has_is_not():
@@ -162,9 +165,9 @@ def test_parts_of_a_source_in_several_archives():
 def test_the_same_name_in_several_archives_is_told_with_the_archives():
     parts = [member("1.jpg", 0, crc=1, archive="S_1-9.zip"), member("1.jpg", 0, crc=2, archive="S.zip")]
     (no_match,) = match_images(["DFBench/S/1.jpg"], parts).values()
-    assert no_match == (True, "2 images match: S_1-9.zip: 1.jpg, S.zip: 1.jpg")
+    assert no_match == (Reason.AMBIGUOUS, "2 images match: S_1-9.zip: 1.jpg, S.zip: 1.jpg")
     (no_match,) = match_images(["DFBench/S/1.jpg"], [member("1.jpg", 0, crc=1), member("1.jpg", 0, crc=2)]).values()
-    assert no_match == (True, "2 images match: 1.jpg, 1.jpg")
+    assert no_match == (Reason.AMBIGUOUS, "2 images match: 1.jpg, 1.jpg")
 
 
 def test_a_member_goes_to_the_row_that_it_matches_best():
@@ -177,15 +180,15 @@ def test_a_member_goes_to_the_row_that_it_matches_best():
 def test_equal_claims_on_a_member_are_ambiguous():
     images = ["DFBench/S/1.png", "DFBench/S/1.jpg", "DFBench/S/2.jpg"]
     outcome = match_images(images, members("1.bmp", "2.jpg"))
-    assert outcome["DFBench/S/1.png"].is_ambiguous
-    assert outcome["DFBench/S/1.jpg"].is_ambiguous
+    assert outcome["DFBench/S/1.png"][0] is Reason.AMBIGUOUS
+    assert outcome["DFBench/S/1.jpg"][0] is Reason.AMBIGUOUS
     assert outcome["DFBench/S/2.jpg"].path == "2.jpg"
 
 
 # -------------------------------------------------------------------------------------------------------------- refused
 
 
-def test_a_refused_member_is_given_only_where_no_other_matches():
+def test_a_refused_member_is_given_only_where_no_other_matches_as_well():
     evil = member("../../000001.jpg", 0, refusal="a path that leads outside")
     sound = member("000001.jpg", 1)
     assert match_images(["DFBench/S/000001.jpg"], [evil, sound])["DFBench/S/000001.jpg"] == sound
@@ -210,4 +213,4 @@ def test_one_name_in_many_folders_does_not_take_quadratic_time():
 
 def test_nor_do_many_rows_that_match_one_member():
     outcome = match_images([f"DFBench/S/q{i}/x.jpg" for i in range(40_000)], members("x.jpg"))
-    assert {match.detail[:23] for match in outcome.values()} == {"40000 rows match x.jpg:"}
+    assert {detail[:23] for _, detail in outcome.values()} == {"40000 rows match x.jpg:"}

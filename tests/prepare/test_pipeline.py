@@ -13,7 +13,7 @@ from dfbench.data.splits import Subset
 from dfbench.errors import InputError
 from dfbench.prepare.hub import folder_target
 from dfbench.prepare.pipeline import Plan, prepare
-from dfbench.prepare.validate import Reason
+from dfbench.prepare.reasons import Reason
 
 MESSAGES_QUESTION = "<image>Is this image real? A or B."
 CONVERSATIONS_QUESTION = "Is this image real (A) or not (B)?"

@@ -9,6 +9,7 @@ import pytest
 
 from dfbench.data.sources import DFBENCH, NUM_TEST, NUM_TRAIN
 from dfbench.errors import InputError
+from dfbench.prepare.reasons import Reason
 from dfbench.prepare.report import (
     COLUMNS,
     Report,
@@ -18,7 +19,7 @@ from dfbench.prepare.report import (
     format_table,
     write_report,
 )
-from dfbench.prepare.validate import AnnotationFile, LeftOut, Reason
+from dfbench.prepare.validate import AnnotationFile, LeftOut
 from dfbench.prepare.zips import Archive
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from dfbench.data.annotations import Sample
-from dfbench.prepare.validate import Reason, is_safe_target, validate
+from dfbench.prepare.reasons import Reason
+from dfbench.prepare.validate import is_safe_target, validate
 
 QUESTION = "<image>Real?"
 

@@ -5,7 +5,7 @@ from builders import keys, make_zip, put
 
 from dfbench.data.images import MAX_PIXELS
 from dfbench.prepare.extract import take_inventory
-from dfbench.prepare.validate import Reason
+from dfbench.prepare.reasons import Reason
 from dfbench.prepare.verify import check_image, check_images, repair_images
 
 
