@@ -5,7 +5,7 @@
 Two measurements, each with its target:
 
 - 545,637 annotation rows in both released shapes against archives with as many members: read, matched, checked against
-  the disk, clean annotations written for the three model folders. 60 s and 2 GiB at most.
+  the disk, clean annotations written for the model folders. 60 s and 2 GiB at most.
 - Extraction of JPEGs with one worker against `unzip -q`, and with all cores. 80 % of its speed at least.
 """
 

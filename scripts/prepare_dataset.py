@@ -6,10 +6,10 @@
 or both in one, for some sources only: `python scripts/prepare_dataset.py --download --sources Kolors CLIVE`.
 
 Images go to IMAGE_ROOT/DFBench/SOURCE/..., straight to the paths that the annotations name; a second run does only what
-is missing. Clean annotations, one plain string a value, replace the released ones under the names that the model
-folders read: qwen2.5/datasets/img_{train_shuffled,val,test}.json, internvl2.5/data/img_{train_shuffled,val,test}.jsonl
-and the same in internvl3; with --annotation_dir DIR, DIR/img_{train,val,test}.jsonl for all models. Released files that
-lie in the way are kept as NAME.released.json and read from there the next time. Rows keep their released order.
+is missing. Clean annotations, one plain string a value, replace the released ones under the names that the shells of
+each model folder read, such as qwen2.5/datasets/img_{train_shuffled,val,test}.json; with --annotation_dir DIR they are
+DIR/img_{train,val,test}.jsonl for all models. Released files that lie in the way are kept as NAME.released.json and
+read from there the next time. Rows keep their released order.
 
 Every annotation row that is left out stands in IMAGE_ROOT/DFBench/prepare_left_out.csv with its reason, and
 prepare_report.json beside it has the counts. Exit status: 0 if there are training and test annotations and each of

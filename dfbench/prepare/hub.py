@@ -44,9 +44,6 @@ def folder_target(folder: Path) -> Target:
     return Target(folder / "img_train.jsonl", folder / "img_test.jsonl")
 
 
-# ---------------------------------------------------------------------------------------------------------- annotations
-
-
 def find_released(suffix: str, targets: Iterable[Target], downloads: Path) -> dict[str, Path]:
     """The released training and test files in the shape of `suffix`, by split; a split that is nowhere is left out.
 
@@ -92,9 +89,6 @@ def keep_released(path: Path) -> Path:
     return path.replace(kept)
 
 
-# ------------------------------------------------------------------------------------------------------------- archives
-
-
 def find_archives(folder: Path) -> dict[str, Path]:
     """Zip files in a folder and one level below, by their name in lower case; the upper level comes first."""
     found: dict[str, Path] = {}
@@ -110,9 +104,6 @@ def archives_of(source: str, archives: Mapping[str, Path]) -> list[Path]:
     published = CATALOGUE[source].archive.lower() if source in CATALOGUE else ""
     pattern = re.compile(re.escape(source.lower()) + r"(_\d+-\d+)?\.zip")
     return [path for name, path in sorted(archives.items()) if name == published or pattern.fullmatch(name)]
-
-
-# ------------------------------------------------------------------------------------------------------------- download
 
 
 def wanted_files(sources: Collection[str]) -> list[str]:

@@ -1,10 +1,12 @@
 """Rows of a released file: which can be used, and why the others cannot."""
 
+from pathlib import Path
+
 import pytest
 
 from dfbench.data.annotations import Sample
 from dfbench.prepare.reasons import Reason
-from dfbench.prepare.validate import is_safe_target, validate
+from dfbench.prepare.validate import AnnotationFile, LeftOut, is_safe_target, validate
 
 QUESTION = "<image>Real?"
 
@@ -71,6 +73,16 @@ def test_other_sources_are_not_looked_at(tmp_path, write_rows):
     samples = rows(("DFBench/Kolors/1.jpg", "B"), ("DFBench/CLIVE/1.bmp", "B"), ("DFBench/LIVE/._1.bmp", "A"))
     found = validate(write_rows(tmp_path / "a.json", samples), "train", {}, sources={"Kolors"})
     assert (list(found.row_of), found.left_out, found.num_rows) == (["DFBench/Kolors/1.jpg"], [], 1)
+
+
+def test_rows_of_faulty_images_are_left_out_in_the_order_of_rows():
+    absent, broken = LeftOut(3, "DFBench/Kolors/3.jpg", Reason.ABSENT, "gone"), LeftOut(2, "", Reason.BAD_ROW, "text")
+    row_of = {"DFBench/Kolors/1.jpg": 1, absent.image: absent.row, "DFBench/CLIVE/4.bmp": 4}
+    file = AnnotationFile(Path("a.json"), "test", row_of, [broken])
+    file.leave_out({absent.image: (Reason.ABSENT, "gone"), "DFBench/elsewhere/1.jpg": (Reason.ABSENT, "gone")})
+    assert file.left_out == [broken, absent]
+    assert file.row_of == {"DFBench/Kolors/1.jpg": 1, "DFBench/CLIVE/4.bmp": 4}
+    assert file.count_usable() == {"Kolors": 1, "CLIVE": 1}
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ def test_members_are_listed_with_their_directory_entries(tmp_path):
 
 
 def test_what_is_no_image_is_skipped(tmp_path):
-    litter = ("captions.txt", "dmos.csv", "info.txt", "train.txt", "Thumbs.db", ".DS_Store", "._1.jpg", "noextension")
-    names = (*litter, "LIVE/._2.bmp", "__MACOSX/LIVE/._1.jpg", "__MACOSX/LIVE/1.jpg", "LIVE/.DS_Store", ".jpg")
+    junk = ("captions.txt", "dmos.csv", "info.txt", "train.txt", "Thumbs.db", ".DS_Store", "._1.jpg", "noextension")
+    names = (*junk, "LIVE/._2.bmp", "__MACOSX/LIVE/._1.jpg", "__MACOSX/LIVE/1.jpg", "LIVE/.DS_Store", ".jpg")
     path = make_zip(tmp_path / "a.zip", dict.fromkeys(names, b"x") | {"LIVE/": b"", "LIVE/1.bmp": b"x"})
     archive, members = read_archive(path)
     assert [member.path for member in members] == ["LIVE/1.bmp"]
