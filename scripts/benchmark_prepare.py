@@ -5,7 +5,7 @@
 Two measurements, each with its target:
 
 - 545,637 annotation rows in both released shapes against archives with as many members: read, matched, checked against
-  the disk, clean annotations written for the three model folders. 60 s and 2 GiB at most.
+  the disk, clean annotations written for the model folders. 60 s and 2 GiB at most.
 - Extraction of JPEGs with one worker against `unzip -q`, and with all cores. 80 % of its speed at least.
 """
 
@@ -32,10 +32,11 @@ from PIL import Image
 from dfbench import cli
 from dfbench.data.sources import DFBENCH, NUM_TEST, NUM_TRAIN, Source
 from dfbench.errors import InputError
+from dfbench.models.registry import AGENTS
 from dfbench.parallel import available_cores
-from dfbench.prepare.extract import extract_missing, take_stock
-from dfbench.prepare.hub import model_targets
-from dfbench.prepare.pipeline import Plan, choose, survey_releases, write_clean
+from dfbench.prepare.extract import extract_missing, take_inventory
+from dfbench.prepare.hub import Target
+from dfbench.prepare.pipeline import Plan, choose, validate_releases, write_clean
 
 QUESTION = (
     "Is this a real image or a generated image? Look closely. A: 'real' or B: 'generated'. Just answer with A or B."
@@ -67,18 +68,22 @@ def measure_matching(folder: Path, num_rows: int) -> None:
     maker = multiprocessing.get_context("spawn").Process(target=make_release, args=(folder / "downloads", num_rows))
     maker.start()
     maker.join()
-    plan = Plan(folder / "downloads", folder, model_targets(folder))
+    targets = [
+        Target(folder / agent.name / agent.train_annotations, folder / agent.name / agent.test_annotations)
+        for agent in AGENTS.values()
+    ]
+    plan = Plan(folder / "downloads", folder, tuple(targets))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     label_of: dict[str, str] = {}
     start = time.perf_counter()
-    releases, seconds_reading = timed(lambda: survey_releases(plan, label_of))
-    stock, seconds_matching = timed(lambda: take_stock(label_of, plan.image_root, plan.downloads))
-    _, seconds_choosing = timed(lambda: [choose(release, stock, label_of, plan.subset) for release in releases])
-    written, seconds_writing = timed(lambda: write_clean(releases, stock.faults))
+    releases, seconds_reading = timed(lambda: validate_releases(plan, label_of))
+    inventory, seconds_matching = timed(lambda: take_inventory(label_of, plan.image_root, plan.downloads))
+    _, seconds_choosing = timed(lambda: [choose(release, inventory, label_of, plan.subset) for release in releases])
+    written, seconds_writing = timed(lambda: write_clean(releases))
     total = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     num_written = sum(file["rows"] for file in written)
-    print(f"{num_rows:,} rows in both shapes, {len(stock.members):,} matched, {num_written:,} rows written")
+    print(f"{num_rows:,} rows in both shapes, {len(inventory.members):,} matched, {num_written:,} rows written")
     print(f"  read {seconds_reading:.1f} s, match {seconds_matching:.1f} s, choose {seconds_choosing:.1f} s, ", end="")
     print(f"write {seconds_writing:.1f} s: {total:.1f} s in all (at most 60 for 545,637 rows)")
     print(f"  peak memory {peak / 2**20:.2f} GiB, of which {before / 2**20:.2f} before (at most 2)", flush=True)
@@ -123,9 +128,7 @@ def make_archive(path: Path, members: Iterable[tuple[str, bytes]], method: int =
 def measure_extraction(folder: Path, num_jpegs: int) -> None:
     """Our extraction with one worker and with all cores, beside `unzip -q`; the best of three each, in turn."""
     if not shutil.which("unzip"):
-        raise InputError(
-            "PATH", found="no unzip", expected="Info-ZIP's unzip", remedy="install it, as with apt-get install unzip"
-        )
+        raise InputError("There is no unzip to compare with. Install Info-ZIP's, as with apt-get install unzip.")
     sources = DFBENCH[:NUM_ARCHIVES]
     folder.mkdir(parents=True)
     images, members = [], jpegs(num_jpegs)
@@ -143,8 +146,8 @@ def measure_extraction(folder: Path, num_jpegs: int) -> None:
             list(pool.map(partial(subprocess.run, check=True), commands))
 
     def extract(target: Path, num_workers: int) -> None:
-        stock = take_stock(images, target, folder)
-        assert extract_missing(stock, images, target, num_workers=num_workers, quiet=True) == num_jpegs
+        inventory = take_inventory(images, target, folder)
+        assert extract_missing(inventory, images, target, num_workers=num_workers, quiet=True) == num_jpegs
 
     ways: dict[str, Callable[[Path], object]] = {
         "unzip -q": lambda target: unzip(target, 1),

@@ -6,10 +6,10 @@
 or both in one, for some sources only: `python scripts/prepare_dataset.py --download --sources Kolors CLIVE`.
 
 Images go to IMAGE_ROOT/DFBench/SOURCE/..., straight to the paths that the annotations name; a second run does only what
-is missing. Clean annotations, one plain string a value, replace the released ones under the names that the model
-folders read: qwen2.5/datasets/img_{train_shuffled,val,test}.json, internvl2.5/data/img_{train_shuffled,val,test}.jsonl
-and the same in internvl3; with --annotation_dir DIR, DIR/img_{train,val,test}.jsonl for all models. Released files that
-lie in the way are kept as NAME.released.json and read from there the next time. Rows keep their released order.
+is missing. Clean annotations, one plain string a value, replace the released ones under the names that the shells of
+each model folder read, such as qwen2.5/datasets/img_{train_shuffled,val,test}.json; with --annotation_dir DIR they are
+DIR/img_{train,val,test}.jsonl for all models. Released files that lie in the way are kept as NAME.released.json and
+read from there the next time. Rows keep their released order.
 
 Every annotation row that is left out stands in IMAGE_ROOT/DFBench/prepare_left_out.csv with its reason, and
 prepare_report.json beside it has the counts. Exit status: 0 if there are training and test annotations and each of
@@ -23,9 +23,10 @@ from pathlib import Path
 
 from dfbench import cli
 from dfbench.data.splits import Subset
+from dfbench.models.registry import AGENTS
 from dfbench.parallel import available_cores
 from dfbench.paths import REPOSITORY
-from dfbench.prepare.hub import download, folder_target, model_targets
+from dfbench.prepare.hub import Target, download, folder_target
 from dfbench.prepare.pipeline import Plan, prepare
 from dfbench.prepare.report import LEFT_OUT_NAME, MOST_KNOWN_ABSENT, check_complete, describe, write_report
 
@@ -38,7 +39,7 @@ def main() -> None:
         Plan(
             downloads=args.archives,
             image_root=args.image_root,
-            targets=(folder_target(args.annotation_dir),) if args.annotation_dir else model_targets(REPOSITORY),
+            targets=(folder_target(args.annotation_dir),) if args.annotation_dir else model_targets(),
             sources=frozenset(args.sources),
             subset=Subset(args.val_fraction, args.limit_per_source, args.balance, args.seed),
             decode=args.decode,
@@ -54,6 +55,14 @@ def main() -> None:
         where = folder / LEFT_OUT_NAME
         print(f"{write_report(report, folder)}: this report; rows left out are in {where}")
     check_complete(report, allowed_absent=args.allow_missing, where=where)
+
+
+def model_targets() -> tuple[Target, ...]:
+    """Where the agents' shells and evaluators look for annotations."""
+    return tuple(
+        Target(agent.folder / agent.train_annotations, agent.folder / agent.test_annotations)
+        for agent in AGENTS.values()
+    )
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dfbench.models.registry import AGENTS
 from dfbench.predictions.reader import Detector
+from dfbench.prepare.hub import Target
 
 
 def make_zip(path: Path, members: Mapping[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -29,6 +31,14 @@ def put(root: Path, image: str, data: bytes) -> None:
 
 def keys(source: str, *names: str) -> list[str]:
     return [f"DFBench/{source}/{name}" for name in names]
+
+
+def agent_targets(root: Path) -> tuple[Target, ...]:
+    """Where the agents look for annotations, if their folders lay in `root`."""
+    return tuple(
+        Target(root / agent.name / agent.train_annotations, root / agent.name / agent.test_annotations)
+        for agent in AGENTS.values()
+    )
 
 
 def random_detector(name: str, sources: Mapping[str, str], num_images: int = 8, seed: int = 0) -> Detector:
@@ -64,7 +74,7 @@ def _answered(name: str, frame: pd.DataFrame) -> Detector:
 def facts_of(
     joined: pd.DataFrame, width: object, height: object = 400, num_bytes: object = 50_000, kind: object = "JPEG"
 ) -> pd.DataFrame:
-    """What `dfbench.data.image_facts` would have read of the images."""
+    """What `dfbench.data.images.read_metadata` would have read of the images."""
     columns = {"width": width, "height": height, "bytes": num_bytes, "format": kind}
     return pd.DataFrame(columns, index=joined["image"].to_numpy()).astype(
         dict.fromkeys(("width", "height", "bytes"), float)

@@ -1,4 +1,4 @@
-"""Annotation files: read every released shape, name what is wrong with a row, write clean ones.
+"""Annotation files: read every released shape, say what is wrong with a row, write clean ones.
 
 Three shapes are read, as a JSON array (`.json`) or one object a line (`.jsonl`); the content decides, not the name:
 
@@ -9,24 +9,25 @@ Three shapes are read, as a JSON array (`.json`) or one object a line (`.jsonl`)
 - InternVL's data-set list, `{"name": {"annotation": "img_test.jsonl", ...}}`: the files it names, one after the other.
   A `root` other than the list's own folder is refused: image paths start from `--image_root`.
 
-All are streamed: a file is never held whole in memory as Python objects.
+All are streamed: the released arrays are one line of hundreds of megabytes, decoded out of a sliding window.
 """
 
-import hashlib
 import json
 import unicodedata
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any, NamedTuple
 
-from dfbench.data.json_rows import Place, iter_rows
 from dfbench.data.sources import LABELS, source_of
 from dfbench.errors import InputError, shorten
 from dfbench.io import atomic_write
+
+_CHUNK = 1 << 20
+_LONGEST_ROW = 16 << 20
+_WHITESPACE = " \t\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,19 @@ class Sample:
         return source_of(self.image)
 
 
+class Place(NamedTuple):
+    """Where a row stands; `str` of it is what messages show. `row` counts from 1 (lines in a file of JSON lines)."""
+
+    path: Path
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.path}, row {self.row}"
+
+
+# ------------------------------------------------------------------------------------------------------------- samples
+
+
 def read_annotations(path: Path | str) -> list[Sample]:
     """All samples of an annotation file, in file order.
 
@@ -56,87 +70,68 @@ def read_annotations(path: Path | str) -> list[Sample]:
     """
     rows, problems = check_annotations(path)
     if problems:
-        if len(problems) == 1:
-            raise problems[0]
-        first = problems[0]
-        raise InputError(
-            first.where,
-            found=first.found,
-            expected=first.expected,
-            remedy=f"{first.remedy} ({len(problems) - 1} more bad rows in this file)",
-        )
+        others = f"; {len(problems) - 1} more rows of this file are bad" if len(problems) > 1 else ""
+        raise InputError(f"{problems[0]}. Correct or remove this row{others}.")
     return [sample for _, sample in rows]
 
 
-def check_annotations(path: Path | str) -> tuple[list[tuple[Place, Sample]], list[InputError]]:
-    """(good samples with their places, in file order; one InputError for each bad row).
+def check_annotations(path: Path | str) -> tuple[list[tuple[Place, Sample]], list[str]]:
+    """(good samples with their places, in file order; place and fault of each bad row, without a full stop).
 
     Raises InputError where the file is unusable.
     """
     rows: list[tuple[Place, Sample]] = []
-    problems: list[InputError] = []
+    problems: list[str] = []
     seen: dict[str, tuple[Place, Sample]] = {}
-    for where, sample in iter_samples(path):
-        if isinstance(sample, InputError):
-            problems.append(sample)
+    for place, sample in iter_samples(path):
+        if isinstance(sample, str):
+            problems.append(f"{place}: {sample}")
             continue
-        first_where, first = seen.setdefault(sample.image, (where, sample))
+        first_place, first = seen.setdefault(sample.image, (place, sample))
         if first is sample:
-            rows.append((where, sample))
+            rows.append((place, sample))
         elif first != sample:
-            problems.append(
-                InputError(
-                    where,
-                    found=f"image {sample.image} again, with another label or question than in {first_where}",
-                    expected="one row an image",
-                    remedy="remove one of the two rows",
-                )
-            )
+            problems.append(f"{place}: image {sample.image} has another label or question than in {first_place}")
     if not rows and not problems:
-        raise InputError(
-            path, found="no rows", expected="at least one annotated image", remedy="download the file again"
-        )
+        raise InputError(f"{path}: this annotation file has no rows. Download it again.")
     return rows, problems
 
 
-def iter_samples(path: Path | str) -> Iterator[tuple[Place, Sample | InputError]]:
-    """Each row's place and its Sample, or what is wrong with it; streamed, repeated rows included.
+def iter_samples(path: Path | str) -> Iterator[tuple[Place, Sample | str]]:
+    """Each row's place and its Sample, or what is wrong with it, in words; streamed, repeated rows included.
 
     Raises InputError where the file itself is unusable (see `iter_rows`).
     """
-    for where, row in iter_rows(path):
+    for place, row in iter_rows(path):
         try:
-            yield where, parse_row(row, where)
+            yield place, parse_row(row)
         except InputError as error:
-            yield where, error
+            yield place, str(error)
 
 
-def parse_row(row: Any, where: object) -> Sample:
-    """One decoded row of either shape as a Sample. Raises InputError, its place being `where`."""
-    if not isinstance(row, dict):
-        raise _bad(where, shorten(row), "an object with `messages` and `images`, or `image` and `conversations`")
-    if "messages" in row:
-        image, turns = row.get("images"), _turns(row["messages"], "role", "content", where)
+def parse_row(row: Any) -> Sample:
+    """One decoded row of either shape as a Sample. Raises InputError, saying what is wrong but not where."""
+    if isinstance(row, dict) and "messages" in row:
+        image, turns = row.get("images"), _turns(row["messages"], "role", "content")
         if isinstance(image, list) and len(image) == 1:
             image = image[0]
-    elif "conversations" in row:
-        image, turns = row.get("image"), _turns(row["conversations"], "from", "value", where)
+    elif isinstance(row, dict) and "conversations" in row:
+        image, turns = row.get("image"), _turns(row["conversations"], "from", "value")
     else:
-        raise _bad(where, f"the keys {sorted(row)}", "`messages` and `images`, or `image` and `conversations`")
+        what = f"has the keys {sorted(row)}" if isinstance(row, dict) else f"is {shorten(row)}"
+        raise InputError(f"the row {what}; expected `messages` and `images`, or `image` and `conversations`")
     if not isinstance(image, str) or not image.strip() or not _is_plain(image):
-        raise _bad(where, f"the image {shorten(image)}", "one path as a string, without control characters")
+        raise InputError(f"the image is {shorten(image)}; expected one path, without control characters")
     question = turns.get("user")
     if not isinstance(question, str) or not question.replace("<image>", "").strip() or _has_surrogate(question):
-        raise _bad(where, f"the question {shorten(question)}", "a user (human) turn with text")
+        raise InputError(f"the question is {shorten(question)}; expected a user (human) turn with text")
     if question.count("<image>") > 1:
-        raise _bad(
-            where, f"{question.count('<image>')} times <image> in the question", "at most one: each row has one image"
-        )
+        raise InputError(f"the question has {question.count('<image>')} times <image>; each row has one image")
     answer = turns.get("assistant", "")
     if isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], dict):
         answer = answer[0].get("content")
     if not isinstance(answer, str) or (answer.strip() and answer.strip() not in LABELS):
-        raise _bad(where, f"the label {shorten(answer)}", "A (real) or B (generated)")
+        raise InputError(f"the label is {shorten(answer)}; expected A (real) or B (generated)")
     return Sample(normalize_key(image), answer.strip(), question)
 
 
@@ -162,54 +157,154 @@ def _has_surrogate(text: str) -> bool:
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
-def _turns(turns: Any, who: str, what: str, where: object) -> dict[str, Any]:
+def _turns(turns: Any, who: str, what: str) -> dict[str, Any]:
     """{"system" | "user" | "assistant": content}, whatever the two shapes call them."""
-    if not isinstance(turns, list):
-        raise _bad(where, f"the turns {shorten(turns)}", "a list of objects")
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise InputError(f"the turns are {shorten(turns)}; expected a list of objects")
     found: dict[str, Any] = {}
     for turn in turns:
-        if not isinstance(turn, dict):
-            raise _bad(where, f"the turns {shorten(turns)}", "a list of objects")
         role = turn.get(who)
         name = _ROLES.get(role) if isinstance(role, str) else None
         if name is None or name in found:
-            raise _bad(where, f"a turn of {shorten(role)}", "one question and one answer")
+            raise InputError(f"there is a turn of {shorten(role)}; expected one question and one answer")
         found[name] = turn.get(what)
     return found
 
 
-def _bad(where: object, found: str, expected: str) -> InputError:
-    return InputError(where, found=found, expected=expected, remedy="correct or remove this row")
+# ------------------------------------------------------------------------------------------------------ streamed JSON
 
 
-def split_validation(samples: Iterable[Sample], fraction: float) -> tuple[list[Sample], list[Sample]]:
-    """(training, validation), both in the given order; which images are held out, `choose_validation` says."""
-    samples = list(samples)
-    held_out = choose_validation((sample.image for sample in samples), fraction)
-    training = [sample for sample in samples if sample.image not in held_out]
-    return training, [sample for sample in samples if sample.image in held_out]
+def iter_rows(path: Path | str) -> Iterator[tuple[Place, Any]]:
+    """(place, decoded JSON value) of each row, streamed.
 
-
-def choose_validation(images: Iterable[str], fraction: float) -> set[str]:
-    """The images to hold out for validation: of each source the `fraction` (0 to 1) with the smallest hash of the key.
-
-    The choice depends on the keys alone, so it survives shuffling. Each source with at least two images keeps one or
-    more for training; a fraction above 0 takes at least one of each such source.
+    Raises InputError for a missing file, a file that is not UTF-8 and broken JSON.
     """
-    held_out: set[str] = set()
-    if fraction > 0:
-        by_source: dict[str, list[str]] = defaultdict(list)
-        for image in images:
-            by_source[source_of(image)].append(image)
-        for members in by_source.values():
-            count = min(max(1, round(fraction * len(members))), len(members) - 1)
-            held_out.update(sorted(members, key=key_hash)[:count])
-    return held_out
+    yield from _iter_file(Path(path), may_be_list=True)
 
 
-def key_hash(image: str) -> bytes:
-    """A hash of an image's key that is the same on every machine, for stable random choices."""
-    return hashlib.sha256(image.encode()).digest()
+def _iter_file(path: Path, *, may_be_list: bool) -> Iterator[tuple[Place, Any]]:
+    """may_be_list: whether a data-set list is expected; one that names another list, or itself, is refused."""
+    if not path.is_file():
+        what = "is a folder, not an annotation file" if path.is_dir() else "no such annotation file"
+        raise InputError(f"{path}: {what}. Download the annotations, or name another file.")
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            head = file.read(_CHUNK)
+            while head and not head.strip(_WHITESPACE):
+                head = file.read(_CHUNK)
+            file.seek(0)
+            if head.lstrip(_WHITESPACE).startswith("["):
+                yield from _iter_array(file, path)
+            elif may_be_list and (listed := _dataset_list(head, path)):
+                for entry in listed:
+                    yield from _iter_file(path.parent / entry, may_be_list=False)
+            else:
+                yield from _iter_lines(file, path)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: bytes that are not UTF-8 ({error.reason}). Save the file as UTF-8.") from None
+
+
+def _dataset_list(head: str, path: Path) -> list[str]:
+    """The annotation paths of InternVL's data-set list, relative to it; empty where the file is something else.
+
+    head: the file's beginning. Only a small file can be a list: a first line that is a whole row means JSON lines.
+    Raises InputError for a `root` that would move the image paths.
+    """
+    try:
+        content = json.loads(head)
+    except (ValueError, RecursionError):
+        return []
+    if not isinstance(content, dict) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("annotation"), str) for entry in content.values()
+    ):
+        return []
+    for name, entry in content.items():
+        if entry.get("root") not in (None, "", ".", "./"):
+            raise InputError(
+                f"{path}, entry {shorten(name)}: root is {shorten(entry['root'])}, but image paths start from "
+                "--image_root. Remove it from the list, and set IMAGE_ROOT or --image_root."
+            )
+    return [entry["annotation"] for entry in content.values()]
+
+
+def _iter_lines(file: IO[str], path: Path) -> Iterator[tuple[Place, Any]]:
+    lines = iter(lambda: file.readline(_LONGEST_ROW), "")
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            place = Place(path, number)
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:  # ValueError: broken JSON, or a number of thousands of digits
+                raise _broken(place, error, line) from None
+            yield place, row
+
+
+def _iter_array(file: IO[str], path: Path) -> Iterator[tuple[Place, Any]]:
+    text = _Window(file)
+    text.skip()  # the opening bracket, seen by the caller
+    number = 0
+    while text.peek() != "]":
+        number += 1
+        place = Place(path, number)
+        yield place, text.decode(place)
+        if text.peek() == ",":
+            text.skip()
+        elif text.peek() != "]":
+            raise _broken(place, "no comma or closing bracket after it", text.excerpt())
+    text.skip()
+    if text.peek():
+        raise _broken(path, "more text after the array's end", text.excerpt())
+
+
+class _Window:
+    """The text of a file, of which only the part around the current position is held."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file, self._text, self._position = file, "", 0
+        self._decoder = json.JSONDecoder()
+
+    def peek(self) -> str:
+        """The next character that is not white space, or "" at the end of the file."""
+        while True:
+            while self._position < len(self._text) and self._text[self._position] in _WHITESPACE:
+                self._position += 1
+            if self._position < len(self._text):
+                return self._text[self._position]
+            if not self._read_on():
+                return ""
+
+    def skip(self) -> None:
+        """Move past the next character that is not white space."""
+        self.peek()
+        self._position += 1
+
+    def decode(self, place: Place) -> Any:
+        """The JSON value here; moves past it. Raises InputError where there is none."""
+        while True:
+            try:
+                value, self._position = self._decoder.raw_decode(self._text, self._position)
+            except (ValueError, RecursionError) as error:
+                # Either the value is broken, or the window ends inside it: only more text can tell.
+                if len(self._text) - self._position > _LONGEST_ROW or not self._read_on():
+                    raise _broken(place, error, self.excerpt()) from None
+            else:
+                return value
+
+    def excerpt(self) -> str:
+        return self._text[self._position : self._position + 100]
+
+    def _read_on(self) -> bool:
+        more = self._file.read(_CHUNK)
+        self._text, self._position = self._text[self._position :] + more, 0
+        return bool(more)
+
+
+def _broken(place: object, error: Exception | str, text: str) -> InputError:
+    reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+    return InputError(f"{place}: broken JSON ({reason}) at {shorten(text[:100].strip(), 60)}. Download the file again.")
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
 
 
 class AnnotationWriter:

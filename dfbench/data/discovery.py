@@ -5,11 +5,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dfbench.data.annotations import key_hash, read_annotations
+from dfbench.data.annotations import read_annotations
+from dfbench.data.images import IMAGE_SUFFIXES, split_suffix
 from dfbench.data.sources import source_of
+from dfbench.data.splits import key_hash
 from dfbench.errors import InputError, shorten
 from dfbench.paths import REPOSITORY
-from dfbench.prepare.zips import IMAGE_SUFFIXES, split_suffix
 
 LOOSE_IMAGES = "images"
 """Name of the source of images that lie in no folder."""
@@ -26,17 +27,15 @@ def find_images(image_root: Path) -> Images:
     """All images below `<image_root>/DFBench`, or below `image_root` where there is no such folder.
 
     A source is a folder right below that one, with all that its sub-folders hold; hidden ones are left out. What counts
-    as an image is what `dfbench.prepare.zips` extracts; other files are passed over in silence.
+    as an image is what has one of IMAGE_SUFFIXES; other files are passed over in silence.
     Raises InputError where there is no image at all.
     """
     base = image_root / "DFBench"
     if not base.is_dir():
         if not image_root.is_dir() or image_root.resolve() == REPOSITORY:
             raise InputError(
-                image_root,
-                found="no folder DFBench",
-                expected="images in DFBench/<source>/",
-                remedy="get the data set with scripts/prepare_dataset.py, or name a folder of images with --image_root",
+                f"{image_root}: no folder DFBench with images in it. Get the data set with scripts/prepare_dataset.py, "
+                "or name a folder of images with --image_root."
             )
         base = image_root
     images = {}
@@ -44,8 +43,10 @@ def find_images(image_root: Path) -> Images:
         images[printable(folder.name)] = sorted(_walk(folder, image_root))
     images[LOOSE_IMAGES] = sorted([*images.get(LOOSE_IMAGES, []), *_image_keys(base, os.listdir(base), image_root)])
     if not any(images.values()):
-        remedy = "unpack the data set with scripts/prepare_dataset.py, or correct --image_root"
-        raise InputError(base, found="no image", expected=f"{', '.join(sorted(IMAGE_SUFFIXES))} files", remedy=remedy)
+        raise InputError(
+            f"{base}: no image ({', '.join(sorted(IMAGE_SUFFIXES))}). Unpack the data set with "
+            "scripts/prepare_dataset.py, or correct --image_root."
+        )
     return {source: keys for source, keys in images.items() if keys}
 
 
@@ -78,10 +79,7 @@ def annotated_images(paths: Iterable[Path]) -> Images:
         for sample in read_annotations(path):
             if ".." in sample.image.split("/"):
                 raise InputError(
-                    path,
-                    found=f"the image {shorten(sample.image)}",
-                    expected="paths below --image_root, without ..",
-                    remedy="correct or remove this row",
+                    f"{path}: the image {shorten(sample.image)} is not below --image_root. Correct or remove this row."
                 )
             images[source_of(sample.image) or LOOSE_IMAGES].add(sample.image)
     return {source: sorted(images[source]) for source in sorted(images)}
@@ -94,10 +92,8 @@ def choose_images(images: Images, sources: Sequence[str] | None = None, limit: i
     """
     if missing := sorted(set(sources or ()) - set(images)):
         raise InputError(
-            "--sources",
-            found=f"no image of {', '.join(missing)}",
-            expected=f"some of {', '.join(images)}",
-            remedy="correct --sources or --image_root",
+            f"--sources: no image of {', '.join(missing)}; there are {', '.join(images)}. "
+            "Correct --sources or --image_root."
         )
     return {
         source: sorted(sorted(keys, key=lambda key: key_hash(printable(key)))[:limit]) if limit else keys

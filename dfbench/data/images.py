@@ -1,13 +1,31 @@
-"""Decode one image the way the benchmark's own code does, and survive the ones that cannot be."""
+"""Image files: decode one the way the benchmark's own code does, or read its header; say why one cannot be used."""
 
 import io
+import os
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from PIL import Image, ImageFile, UnidentifiedImageError
+
+from dfbench.parallel import progress_bar
+from dfbench.paths import result_csvs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IMAGE_SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif"),
+        *(".ppm", ".pgm", ".pnm", ".jp2", ".avif"),
+    )
+)
+"""What counts as an image in a folder or an archive, in lower case; everything else is passed over."""
 
 MAX_PIXELS = 89_478_485
 """Most pixels an image may claim: Pillow's own warning level. A bound on what a hostile header costs."""
@@ -46,6 +64,21 @@ class DecodedImage:
     truncated: bool
 
 
+class ImageMetadata(NamedTuple):
+    """What an image file's header tells, and the size of the file. format: Pillow's name of it, such as JPEG."""
+
+    width: int
+    height: int
+    num_bytes: int
+    format: str
+
+
+def split_suffix(path: str) -> tuple[str, str]:
+    """`os.path.splitext` for forward slashes, four times as fast."""
+    dot = path.rfind(".")
+    return (path[:dot], path[dot:]) if dot > path.rfind("/") + 1 else (path, "")
+
+
 def read_image_file(path: Path) -> bytes:
     """The bytes of an image file. Raises ImageError if it is missing, unreadable or empty."""
     try:
@@ -59,16 +92,39 @@ def read_image_file(path: Path) -> bytes:
     return data
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """(width, height) out of an image file's header. Raises one of DECODER_ERRORS where there is none."""
-    with Image.open(path, formats=FORMATS) as image:
-        return image.size
+@contextmanager
+def open_image(file: BinaryIO) -> Iterator[Image.Image]:
+    """An image whose header has been read, its pixels to be decoded inside the `with` block.
+
+    Raises ImageError if it claims more than MAX_PIXELS, and one of DECODER_ERRORS if it is no image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata would fill the terminal of a run
+        with Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f"claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
+            yield image
+
+
+def read_header(path: Path) -> ImageMetadata:
+    """Size, format and bytes of an image file, without decoding a pixel.
+
+    Raises ImageError if it is missing, is no image or claims more than MAX_PIXELS. A header does not tell whether the
+    pixels behind it can be decoded.
+    """
+    try:
+        with path.open("rb") as file, open_image(file) as image:
+            return ImageMetadata(image.width, image.height, os.fstat(file.fileno()).st_size, image.format or "")
+    except DECODER_ERRORS as error:
+        raise ImageError(f"cannot be opened: {decoder_reason(error)}") from None
 
 
 def decoder_reason(error: Exception) -> str:
     """What a decoder complains of, in one line that is the same in every run."""
     if isinstance(error, UnidentifiedImageError):
         return "no image of a known format"  # Pillow's own message has an address in it
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # without the file's name, which the caller has
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -81,8 +137,6 @@ def load_image(path: Path, *, strict: bool = False) -> DecodedImage:
     data = read_image_file(path)
     try:
         return DecodedImage(_decode(data, truncated_too=False), truncated=False)
-    except ImageError:
-        raise
     except DECODER_ERRORS as error:
         reason = decoder_reason(error)
     if strict:
@@ -97,11 +151,51 @@ def _decode(data: bytes, *, truncated_too: bool) -> Image.Image:
     previous = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = truncated_too
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata would fill the terminal of a run
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ImageError(f"claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
-                return image.convert("RGB")
+        with open_image(io.BytesIO(data)) as image:
+            return image.convert("RGB")
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = previous
+
+
+# ------------------------------------------------------------------------------------------------- metadata of many
+
+
+METADATA = ("width", "height", "bytes", "format")
+"""Columns of `read_metadata`, and of the CSVs of `feature_distribution.py`."""
+
+
+def read_metadata(images: Sequence[str], image_root: Path, features_dir: Path | None, *, quiet: bool) -> "pd.DataFrame":
+    """METADATA of every image, in the order given (index: image); NaN and "" of a file that is missing or no image.
+
+    Taken from the feature CSVs in `features_dir` where they have it, from the files' headers otherwise.
+    """
+    import pandas as pd  # slow to load, and only the audit needs it
+
+    tables = [_metadata_of_features(features_dir)] if features_dir and features_dir.is_dir() else []
+    missing = [image for image in images if not tables or image not in tables[0].index]
+    rows = [_header_or_nan(image_root / image) for image in progress_bar(missing, "reading headers", "images", quiet)]
+    tables.append(pd.DataFrame(rows, index=pd.Index(missing, dtype=object), columns=list(METADATA)))
+    types = {**dict.fromkeys(METADATA[:3], float), "format": object}
+    found = pd.concat([table.astype(types) for table in tables if len(table)])
+    return found.loc[list(images), list(METADATA)].fillna({"format": ""})
+
+
+def _header_or_nan(path: Path) -> tuple[float, float, float, str]:
+    try:
+        return read_header(path)
+    except ImageError:
+        return float("nan"), float("nan"), float("nan"), ""
+
+
+def _metadata_of_features(folder: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    tables = []
+    for path in result_csvs(folder):
+        try:
+            table = pd.read_csv(path, usecols=["image", *METADATA], index_col="image", encoding="utf-8-sig")
+            tables.append(table.astype(dict.fromkeys(METADATA[:3], float)))
+        except ValueError:
+            continue  # upstream's five columns only, or no numbers: the headers will say
+    metadata = pd.concat(tables) if tables else pd.DataFrame()
+    return metadata[~metadata.index.duplicated()]

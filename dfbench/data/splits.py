@@ -3,14 +3,44 @@
 Every choice goes by a hash of the image's key, so it is the same on every machine and in every order of rows.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dfbench.data.annotations import choose_validation, key_hash
+from dfbench.data.annotations import Sample
 from dfbench.data.sources import FAKE, REAL, source_of
 from dfbench.errors import InputError
-from dfbench.prepare.hub import TEST, TRAIN, VAL
+
+TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
+"""The clean files. The release has no validation rows: they are split off the training rows."""
+
+
+def key_hash(image: str) -> bytes:
+    """A hash of an image's key that is the same on every machine, for stable random choices."""
+    return hashlib.sha256(image.encode()).digest()
+
+
+def split_validation(samples: Iterable[Sample], fraction: float) -> tuple[list[Sample], list[Sample]]:
+    """(training, validation), both in the given order; which images are held out, `choose_validation` says."""
+    samples = list(samples)
+    held_out = choose_validation((sample.image for sample in samples), fraction)
+    training = [sample for sample in samples if sample.image not in held_out]
+    return training, [sample for sample in samples if sample.image in held_out]
+
+
+def choose_validation(images: Iterable[str], fraction: float) -> set[str]:
+    """The images to hold out for validation: of each source the `fraction` (0 to 1) with the smallest hash of the key.
+
+    The choice depends on the keys alone, so it survives shuffling. Each source with at least two images keeps one or
+    more for training; a fraction above 0 takes at least one of each such source.
+    """
+    held_out: set[str] = set()
+    if fraction > 0:
+        for members in _by_source(images).values():
+            count = min(max(1, round(fraction * len(members))), len(members) - 1)
+            held_out.update(sorted(members, key=key_hash)[:count])
+    return held_out
 
 
 @dataclass(frozen=True)
@@ -28,12 +58,8 @@ class Subset:
     balance: bool = False
     seed: int = 0
 
-    @property
-    def is_whole(self) -> bool:
-        return not self.limit_per_source and not self.balance
 
-
-def choose_images(
+def assign_splits(
     train: Sequence[str], test: Sequence[str], label_of: Mapping[str, str], subset: Subset
 ) -> dict[str, str]:
     """Image -> split, for every image that is chosen. train and test share no image.
@@ -45,14 +71,14 @@ def choose_images(
     if limit := subset.limit_per_source:
         num_val = min(max(1, round(subset.val_fraction * limit)), limit - 1) if subset.val_fraction else 0
         for split, count in ((TRAIN, limit - num_val), (VAL, num_val), (TEST, limit)):
-            by_source = _group(images[split])
+            by_source = _by_source(images[split])
             images[split] = _take(by_source, dict.fromkeys(by_source, count), subset.seed)
     if subset.balance:
         images = {split: _balance(split, members, label_of, subset.seed) for split, members in images.items()}
     return {image: split for split, members in images.items() for image in members}
 
 
-def _group(images: Iterable[str]) -> dict[str, list[str]]:
+def _by_source(images: Iterable[str]) -> dict[str, list[str]]:
     by_source = defaultdict(list)
     for image in images:
         by_source[source_of(image)].append(image)
@@ -73,12 +99,9 @@ def _balance(split: str, images: list[str], label_of: Mapping[str, str], seed: i
     smaller, larger = sorted(sides, key=len)
     if images and not smaller:
         raise InputError(
-            "--balance",
-            found=f"{split} images of one label only",
-            expected="real and fake ones",
-            remedy="name sources of both kinds, or leave --balance out",
+            f"--balance: the {split} images have one label only. Name sources of both kinds, or leave --balance out."
         )
-    by_source = _group(larger)
+    by_source = _by_source(larger)
     shares = share_evenly({source: len(members) for source, members in by_source.items()}, len(smaller))
     return smaller + _take(by_source, shares, seed)
 

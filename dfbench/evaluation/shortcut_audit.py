@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from dfbench.data.image_facts import read_facts
+from dfbench.data.images import read_metadata
 from dfbench.data.sources import FAKE, REAL
 from dfbench.errors import InputError
 from dfbench.evaluation.ranking import log_odds
@@ -37,7 +37,7 @@ _BUCKETS_AN_OCTAVE = 4
 class Audit:
     """What the files' headers say about the images, and what follows for the detectors.
 
-    facts: see `image_facts.read_facts`; num_missing: how many images could not be read.
+    facts: see `dfbench.data.images.read_metadata`; num_missing: how many images could not be read.
     probes: detectors that know nothing else. weights: (index: image) those of `matched_weights`; num_pairs: see there.
     correlations: rows of `correlations`.
     """
@@ -68,7 +68,7 @@ def audit(
         probe_detectors,  # brings scikit-learn, which takes a second that others need not wait
     )
 
-    facts = read_facts(joined["image"], image_root, features_dir, quiet=quiet)
+    facts = read_metadata(joined["image"], image_root, features_dir, quiet=quiet)
     known = facts["width"].notna()
     if not known.any():
         raise InputError(

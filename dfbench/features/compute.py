@@ -37,7 +37,7 @@ import numpy as np
 import scipy.fft
 from PIL import Image
 
-from dfbench.data.images import DECODER_ERRORS, FORMATS, MAX_PIXELS, ImageError, decoder_reason, read_image_file
+from dfbench.data.images import DECODER_ERRORS, ImageError, decoder_reason, open_image, read_image_file
 
 _BRIGHTNESS_WEIGHTS = (0.2126, 0.7152, 0.0722)
 _BAND_PIXELS = 1 << 19
@@ -82,9 +82,7 @@ def measure_image(path: Path) -> ImageFeatures:
     """
     data = read_image_file(path)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
+        with open_image(io.BytesIO(data)) as image:
             size, image_format = image.size, image.format
             rgb, alpha = _decode(image, data)
     except DECODER_ERRORS as error:

@@ -3,9 +3,8 @@
 import os
 import shutil
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,77 +12,66 @@ from dfbench.data.sources import source_of
 from dfbench.errors import InputError
 from dfbench.parallel import progress_bar, run_jobs
 from dfbench.prepare.hub import archives_of, find_archives
-from dfbench.prepare.matching import Misfit, match_images
-from dfbench.prepare.report import Reason
-from dfbench.prepare.zips import (
-    CANNOT_WRITE,
-    ONE_NAME_ERRORS,
-    OPEN_ARCHIVES,
-    Archive,
-    Member,
-    disk_bytes,
-    extract_members,
-    read_archive,
-)
+from dfbench.prepare.matching import match_images
+from dfbench.prepare.reasons import Fault, Reason
+from dfbench.prepare.zips import OPEN_ARCHIVES, Archive, Member, extract_members, read_archive
 
-_JOB_BYTES, JOB_IMAGES = 16 << 20, 256
-"""Size of one worker's job: long enough to cost nothing, short enough that a kill loses little and the bar moves."""
+JOB_IMAGES = 128
+"""Images of one worker's job: long enough to cost nothing, short enough that the progress bar moves."""
 
 
 @dataclass
 class ImageInventory:
     """What there is of each image.
 
-    on_disk: images in place. members: image -> the archive member to extract for it. faults: why others have neither.
-    An image on the disk whose size is not its member's counts as not there: it is half of one, or another one.
-    spares: image -> its member, for those on the disk from the start, lest they prove to be damaged.
-    archives: the zip files that `Member.archive` counts, without their lists of members.
+    on_disk: images in place; one whose size is not its member's is not: it is half of one, or another one.
+    members: image -> the archive member to extract for it, now or once it proves to be damaged.
+    faults: why others cannot be used. archives: those of all sources.
     """
 
     on_disk: set[str] = field(default_factory=set)
     members: dict[str, Member] = field(default_factory=dict)
-    faults: dict[str, tuple[Reason, str]] = field(default_factory=dict)
-    spares: dict[str, Member] = field(default_factory=dict)
+    faults: dict[str, Fault] = field(default_factory=dict)
     archives: list[Archive] = field(default_factory=list)
 
+    def to_extract(self, wanted: Iterable[str]) -> list[str]:
+        """The wanted images that are in an archive only."""
+        return [image for image in wanted if image not in self.on_disk and image not in self.faults]
 
-def take_stock(images: Iterable[str], image_root: Path, downloads: Path, *, quiet: bool = True) -> ImageInventory:
+
+def take_inventory(images: Iterable[str], image_root: Path, downloads: Path, *, quiet: bool = True) -> ImageInventory:
     """Look for each image on the disk and in its source's archives; nothing is written."""
     by_source: dict[str, list[str]] = {}
     for image in images:
         by_source.setdefault(source_of(image), []).append(image)
-    found, stock = find_archives(downloads), ImageInventory()
+    found, inventory = find_archives(downloads), ImageInventory()
     for source in progress_bar(sorted(by_source), "reading archives", "sources", quiet):
-        first = len(stock.archives)
-        stock.archives += [read_archive(path, first + i) for i, path in enumerate(archives_of(source, found))]
-        _match_source(by_source[source], stock.archives[first:], image_root, stock)
-        for archive in stock.archives[first:]:
-            archive.members = []  # those that are wanted are in the stock; all of them would take 0.5 GB
-    return stock
+        _take_source(by_source[source], archives_of(source, found), image_root, inventory)
+    return inventory
 
 
-def _match_source(images: list[str], archives: list[Archive], image_root: Path, stock: ImageInventory) -> None:
-    """Put each image of one source into one of the three parts of the stock."""
-    members = [member for archive in archives for member in archive.members]
-    names = {member.archive: stock.archives[member.archive].path.name for member in members}
-    fits = match_images(images, members, names) if members else {}
-    is_stocked = False
+def _take_source(images: list[str], paths: list[Path], image_root: Path, inventory: ImageInventory) -> None:
+    """Add the images and archives of one source to the inventory."""
+    listed = [read_archive(path) for path in paths]
+    members = [member for _, members in listed for member in members]
+    matches = match_images(images, members) if members else {}
     unmatched: list[str] = []
+    is_extracted = False
     for image in images:
-        fit = fits.get(image)
-        member = fit if isinstance(fit, Member) and not fit.refusal else None
+        match = matches.get(image)
+        member = match if isinstance(match, Member) and not match.refusal else None
+        if member is not None:
+            inventory.members[image] = member
         size = _size(os.path.join(image_root, image))
         if size is not None and (member is None or size == member.size):
-            stock.on_disk.add(image)
-            is_stocked = True
-            if member is not None:
-                stock.spares[image] = member
-        elif member is not None:
-            stock.members[image] = member
-        else:
+            inventory.on_disk.add(image)
+            is_extracted = True
+        elif member is None:
             unmatched.append(image)
+    archives = [archive for archive, _ in listed]
+    inventory.archives += archives
     for image in unmatched:
-        stock.faults[image] = _fault(fits.get(image), archives, is_stocked)
+        inventory.faults[image] = _fault(matches.get(image), archives, is_extracted)
 
 
 def _size(path: str) -> int | None:
@@ -94,25 +82,23 @@ def _size(path: str) -> int | None:
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
-def _fault(fit: Member | Misfit | None, archives: list[Archive], is_stocked: bool) -> tuple[Reason, str]:
-    """is_stocked: whether other images of the source are on the disk, so that its archive may be gone after use."""
-    if isinstance(fit, Member):
-        return Reason.REFUSED, f"{fit.path}: {fit.refusal}"
-    if fit is not None and fit.is_ambiguous:
-        return Reason.AMBIGUOUS, fit.detail
-    if broken := [archive for archive in archives if archive.error]:
+def _fault(match: Member | Fault | None, archives: list[Archive], is_extracted: bool) -> Fault:
+    """is_extracted: whether other images of the source are on the disk, so that its archive may be gone after use."""
+    if isinstance(match, Member):
+        return Reason.REFUSED, f"{match.path}: {match.refusal}"
+    broken = [archive for archive in archives if archive.error]
+    if match is not None and (match[0] is Reason.AMBIGUOUS or not broken):
+        return match
+    if broken:
         return Reason.BROKEN, f"{broken[0].path.name}: {broken[0].error}"
-    if fit is not None or archives:
-        return Reason.ABSENT, fit.detail if fit else "no image in the archive"
-    if is_stocked:
+    if archives:
+        return Reason.ABSENT, "no image in the archive"
+    if is_extracted:
         return Reason.ABSENT, "not on the disk, and no archive to look in"
     return Reason.NO_ARCHIVE, "neither its archive nor any image of its source is there"
 
 
-# ----------------------------------------------------------------------------------------------------------- extraction
-
-
-class _Extraction(NamedTuple):
+class _Job(NamedTuple):
     archive: Path
     image_root: Path
     images: list[str]
@@ -120,96 +106,54 @@ class _Extraction(NamedTuple):
 
 
 def extract_missing(
-    stock: ImageInventory, wanted: Collection[str], image_root: Path, *, num_workers: int, quiet: bool
+    inventory: ImageInventory, wanted: Collection[str], image_root: Path, *, num_workers: int, quiet: bool
 ) -> int:
     """Extract the wanted images that are not on the disk, each straight to its path. Returns how many were.
 
-    Updates the stock; one that cannot be extracted becomes a fault. Raises InputError, before anything is written,
+    Updates the inventory; one that cannot be extracted becomes a fault. Raises InputError, before anything is written,
     where the disk has no room for all of them.
     """
-    _check_space([stock.members[image] for image in wanted if image in stock.members], image_root)
-    _make_folders(stock, wanted, image_root)
-    members = {image: stock.members[image] for image in wanted if image in stock.members}
-    jobs = list(_plan_extraction(members, stock.archives, image_root, num_workers))
-    num_bytes, num_extracted = sum(member.size for member in members.values()), 0
-    with progress_bar(None, "extracting", "B", quiet, total=num_bytes) as bar:
-        for job, results in run_jobs(_extract, jobs, num_workers):
-            bar.update(sum(members[image].size for image in job.images))
-            for image, trouble in zip(job.images, results, strict=True):
-                del stock.members[image]
-                if trouble.startswith(CANNOT_WRITE):
-                    stock.faults[image] = (Reason.UNWRITABLE, trouble.removeprefix(CANNOT_WRITE))
-                elif trouble:
-                    stock.faults[image] = (Reason.BROKEN, f"{job.archive.name}: {trouble}")
-                else:
-                    stock.on_disk.add(image)
-                    num_extracted += 1
-    return num_extracted
+    images = inventory.to_extract(wanted)
+    size_of = {image: inventory.members[image].size for image in images}
+    _check_space(size_of.values(), image_root)
+    jobs = _plan_jobs(images, inventory, image_root, num_workers)
+    with progress_bar(None, "extracting", "B", quiet, total=sum(size_of.values())) as bar:
+        for job, faults in run_jobs(_extract, jobs, num_workers):
+            bar.update(sum(size_of[image] for image in job.images))
+            inventory.faults |= {image: fault for image, fault in zip(job.images, faults, strict=True) if fault}
+            inventory.on_disk.update(image for image in job.images if image not in inventory.faults)
+    return sum(image in inventory.on_disk for image in images)
 
 
-def _make_folders(stock: ImageInventory, wanted: Collection[str], image_root: Path) -> None:
-    """Make the folders of the images to extract; where one cannot be, its images become faults."""
-    by_folder: dict[str, list[str]] = {}
-    for image in wanted:
-        if image in stock.members:
-            by_folder.setdefault(os.path.dirname(image), []).append(image)
-    for folder, images in by_folder.items():
-        try:
-            (image_root / folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            if error.errno not in ONE_NAME_ERRORS:
-                raise
-            for image in images:
-                del stock.members[image]
-                stock.faults[image] = (Reason.UNWRITABLE, f"its folder: {error.strerror}")
-
-
-def _check_space(members: Collection[Member], image_root: Path) -> None:
+def _check_space(sizes: Collection[int], image_root: Path) -> None:
     folder = next(path for path in (image_root.absolute(), *image_root.absolute().parents) if path.exists())
-    needed, free = disk_bytes(member.size for member in members), shutil.disk_usage(folder).free
+    needed = sum(-(-size // 4096) * 4096 for size in sizes)  # a file takes whole blocks of the disk
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
-            image_root,
-            found=f"{free / 1e9:.1f} GB free",
-            expected=f"{needed / 1e9:.1f} GB for {len(members):,} images",
-            remedy="make room, name another --image_root, or fewer --sources or images (--limit_per_source)",
+            f"{image_root}: {free / 1e9:.1f} GB free, but {len(sizes):,} images take {needed / 1e9:.1f} GB. Make room, "
+            "name another --image_root, or fewer --sources or images (--limit_per_source)."
         )
 
 
-def _plan_extraction(
-    members: Mapping[str, Member], archives: list[Archive], image_root: Path, num_workers: int
-) -> Iterable[_Extraction]:
+def _plan_jobs(images: Iterable[str], inventory: ImageInventory, image_root: Path, num_workers: int) -> list[_Job]:
     """Jobs in the order in which the archives hold the images, so that the disk reads straight on.
 
     A few archives take turns where there are several workers: files that are made in one folder wait for each other.
     """
-    ordered = sorted(members, key=lambda image: (members[image].archive, members[image].offset))
-    by_archive = [
-        [
-            _Extraction(archives[index].path, image_root, some, [members[image].position for image in some])
-            for some in _portions(images, members)
-        ]
-        for index, images in groupby(ordered, key=lambda image: members[image].archive)
-    ]
-    num_turns = min(num_workers, OPEN_ARCHIVES)
-    for first in range(0, len(by_archive), num_turns):
-        for turn in zip_longest(*by_archive[first : first + num_turns]):
-            yield from filter(None, turn)
-
-
-def _portions(images: Iterable[str], members: Mapping[str, Member]) -> Iterable[list[str]]:
-    """The images in portions of a job's size."""
-    portion, num_bytes = [], 0
+    by_archive: dict[Path, list[tuple[int, int, str]]] = {}
     for image in images:
-        size = members[image].size
-        if portion and (len(portion) == JOB_IMAGES or num_bytes + size > _JOB_BYTES):
-            yield portion
-            portion, num_bytes = [], 0
-        portion.append(image)
-        num_bytes += size
-    yield portion
+        member = inventory.members[image]
+        by_archive.setdefault(member.archive, []).append((member.offset, member.position, image))
+    num_turns, jobs = min(num_workers, OPEN_ARCHIVES), []
+    for number, (archive, members) in enumerate(sorted(by_archive.items())):
+        members.sort()
+        for start in range(0, len(members), JOB_IMAGES):
+            _, positions, names = map(list, zip(*members[start : start + JOB_IMAGES], strict=True))
+            jobs.append((number // num_turns, start, _Job(archive, image_root, names, positions)))
+    return [job for *_, job in sorted(jobs, key=lambda job: job[:2])]
 
 
-def _extract(job: _Extraction) -> list[str]:
+def _extract(job: _Job) -> list[Fault | None]:
     targets = [os.path.join(job.image_root, image) for image in job.images]
     return extract_members(job.archive, list(zip(job.positions, targets, strict=True)))

@@ -15,68 +15,42 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from dfbench.data.images import MAX_PIXELS
-
-JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
-IMAGE_SUFFIXES = frozenset(
-    (*JPEG_SUFFIXES, ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".avif")
-)
-"""What counts as an image, in lower case; everything else in an archive is left where it is."""
+from dfbench.data.images import IMAGE_SUFFIXES, MAX_PIXELS, split_suffix
+from dfbench.prepare.reasons import Fault, Reason
 
 MAX_IMAGE_BYTES = 3 * MAX_PIXELS
 """Most bytes that a member may claim: the largest uncompressed RGB bitmap that is decoded, 256 MiB."""
-
-_MAX_RATIO, _RATIO_MATTERS_FROM = 200, 32 << 20
-"""A member of 32 MiB or more that claims 200 times its compressed size is a bomb. Small blank bitmaps do reach 1000."""
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """What the data set's archives use. `zipfile` has no bound for what a few bytes of bzip2 or LZMA may grow to."""
 
 _JUNK_NAMES = frozenset((".ds_store", "thumbs.db", "desktop.ini"))
 
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    OSError,
-    ValueError,
-    RuntimeError,
-    NotImplementedError,
-    OverflowError,
-)
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, RuntimeError, OverflowError)
 """What `zipfile` and its decompressors raise on broken input."""
 
-ONE_NAME_ERRORS = frozenset(
-    (
-        *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
-        *(errno.ENOENT, errno.ELOOP, errno.EILSEQ, errno.EINVAL),
-    )
+_ONE_NAME_ERRORS = frozenset(
+    (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP, errno.EINVAL)
 )
 """Faults of one target's name; any other fault (no space, no permission) would meet the next image too."""
-
-
-CANNOT_WRITE = "cannot be written: "
-"""How the trouble with an image begins where its target is at fault, not its archive."""
 
 
 class Member(NamedTuple):
     """One image in an archive.
 
-    archive: the zip file's index in the caller's list.
-    position: its place in the zip's directory; names need not be unique.
+    archive: the zip file. position: its place in the zip's directory; names need not be unique.
     path: its path with forward slashes, relative unless `refusal` says otherwise.
     size, crc: bytes and CRC-32 that the directory declares.
     offset: where it starts in the zip file, in bytes.
     refusal: why it must not be extracted; "" if it may.
     """
 
-    archive: int
+    archive: Path
     position: int
     path: str
     size: int
@@ -87,14 +61,14 @@ class Member(NamedTuple):
 
 @dataclass
 class Archive:
-    """One zip file. `error` says why it cannot be read as a whole; then it has no members.
+    """One zip file.
 
-    num_images: how many members it has. num_skipped: files in it that are no images (captions, scores, macOS litter).
+    num_images: how many members it has. num_skipped: files in it that are no images (captions, scores, macOS junk).
+    error: why it cannot be read as a whole.
     """
 
     path: Path
     num_bytes: int
-    members: list[Member] = field(default_factory=list)
     num_images: int = 0
     num_skipped: int = 0
     error: str = ""
@@ -106,28 +80,18 @@ def is_junk(path: str) -> bool:
     return name.startswith("._") or name.lower() in _JUNK_NAMES or "__MACOSX/" in path
 
 
-def split_suffix(path: str) -> tuple[str, str]:
-    """`os.path.splitext` for forward slashes, four times as fast."""
-    dot = path.rfind(".")
-    return (path[:dot], path[dot:]) if dot > path.rfind("/") + 1 else (path, "")
+def read_archive(path: Path) -> tuple[Archive, list[Member]]:
+    """List a zip file's images from its directory; nothing is decompressed.
 
-
-def read_archive(path: Path, index: int = 0) -> Archive:
-    """List a zip file's images from its directory; nothing is decompressed. `index` becomes their `Member.archive`.
-
-    A truncated or broken file gives an Archive with `error`, naming the bytes it has.
+    A truncated or broken file gives an Archive with `error`, naming the bytes it has, and no members.
     """
-    archive = Archive(path, path.stat().st_size)
+    archive, members = Archive(path, path.stat().st_size), []
     try:
         with zipfile.ZipFile(path) as file:
             infos = file.infolist()
     except _ZIP_ERRORS as error:
         archive.error = f"{archive.num_bytes:,} bytes that are no whole zip archive ({error})"
-        return archive
-    within = [info.compress_size for info in infos if info.compress_size <= archive.num_bytes]
-    if sum(within) > archive.num_bytes:
-        archive.error = f"{archive.num_bytes:,} bytes, fewer than its members take together, as in a zip bomb"
-        return archive
+        return archive, members
     for position, info in enumerate(infos):
         name = _member_name(info)
         if name.endswith("/"):
@@ -136,10 +100,9 @@ def read_archive(path: Path, index: int = 0) -> Archive:
             archive.num_skipped += 1
             continue
         refusal = _refusal(info, name, archive.num_bytes)
-        member = Member(index, position, name, info.file_size, info.CRC, info.header_offset, refusal)
-        archive.members.append(member)
-    archive.num_images = len(archive.members)
-    return archive
+        members.append(Member(path, position, name, info.file_size, info.CRC, info.header_offset, refusal))
+    archive.num_images = len(members)
+    return archive, members
 
 
 def _member_name(info: zipfile.ZipInfo) -> str:
@@ -166,8 +129,6 @@ def _refusal(info: zipfile.ZipInfo, name: str, archive_bytes: int) -> str:
         return f"compression method {info.compress_type}, where stored and deflated members are supported"
     if info.file_size > MAX_IMAGE_BYTES or info.header_offset + info.compress_size > archive_bytes:
         return f"claims {max(info.file_size, info.compress_size):,} bytes, more than there can be"
-    if info.file_size >= _RATIO_MATTERS_FROM and info.file_size > _MAX_RATIO * info.compress_size:
-        return f"claims {info.file_size:,} bytes out of {info.compress_size:,}, as zip bombs do"
     return ""
 
 
@@ -175,19 +136,18 @@ OPEN_ARCHIVES = 4
 """A process keeps so many archives open between calls, at up to 30 MB each."""
 
 
-def extract_members(archive: Path, wanted: Sequence[tuple[int, str]]) -> list[str]:
+def extract_members(archive: Path, wanted: Sequence[tuple[int, str]]) -> list[Fault | None]:
     """Extract members, each to its own file: (position in the zip's directory, target path) pairs.
 
-    Returns for each what went wrong, "" for success; what begins with CANNOT_WRITE is the target's fault. A target
-    appears whole or not at all: it is written under a temporary name (`.HASH.part`) in its folder, which must exist,
-    and its CRC-32 has been compared by then. Raises OSError, naming the target, where writing fails for a reason that
-    other targets share, such as a full disk.
+    Returns for each what went wrong, None for success. A target appears whole or not at all: it is written under a
+    temporary name (`.HASH.part`) in its folder, which is made if need be, and its CRC-32 has been compared by then.
+    Raises OSError, naming the target, where writing fails for a reason that other targets share, such as a full disk.
     """
     try:
         file = _open(archive, archive.stat().st_mtime_ns)
     except _ZIP_ERRORS as error:
-        return [f"{archive.name} cannot be opened: {error}"] * len(wanted)
-    return [_extract(file, position, target) for position, target in wanted]
+        return [(Reason.BROKEN, f"{archive.name} cannot be opened: {error}")] * len(wanted)
+    return [_extract(file, archive.name, position, target) for position, target in wanted]
 
 
 @functools.lru_cache(maxsize=OPEN_ARCHIVES)
@@ -196,25 +156,23 @@ def _open(archive: Path, changed: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(archive)
 
 
-def _extract(file: zipfile.ZipFile, position: int, target: str) -> str:
-    infos = file.infolist()
-    if position >= len(infos):
-        return "not in its archive, which was replaced in the meantime"
-    info = infos[position]
+def _extract(file: zipfile.ZipFile, name: str, position: int, target: str) -> Fault | None:
     try:
+        info = file.infolist()[position]
         data = _read(file, info)
+    except IndexError:
+        return Reason.BROKEN, f"{name}: not in its archive, which was replaced in the meantime"
     except _ZIP_ERRORS as error:
-        return f"broken in its archive: {error or type(error).__name__}"
+        return Reason.BROKEN, f"{name}: broken in its archive: {error or type(error).__name__}"
     if len(data) != info.file_size:
-        more = "more than " if len(data) > info.file_size else f"{len(data):,} bytes in place of "
-        return f"broken in its archive: {more}{info.file_size:,}"
+        return Reason.BROKEN, f"{name}: broken in its archive: it has not the {info.file_size:,} bytes that it claims"
     try:
-        _put_in_place(data, target)
+        _write(data, target)
     except OSError as error:
-        if error.errno not in ONE_NAME_ERRORS:
+        if error.errno not in _ONE_NAME_ERRORS:
             raise
-        return f"{CANNOT_WRITE}{error.strerror}"
-    return ""
+        return Reason.UNWRITABLE, error.strerror
+    return None
 
 
 def _read(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
@@ -228,7 +186,7 @@ def _read(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
         return member.read(longer.file_size)
 
 
-def _put_in_place(data: bytes, target: str) -> None:
+def _write(data: bytes, target: str) -> None:
     folder, name = os.path.split(target)
     # Short, so that every name that fits the file system has one; the same in each run, so that no rest of one stays.
     temporary = os.path.join(folder, f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:24]}.part")
@@ -246,11 +204,8 @@ def _create(path: str) -> BinaryIO:
     """Open a new file. What lies there, a rest of a killed run or a link elsewhere, is removed and not written to."""
     try:
         return open(path, "xb")
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
     except FileExistsError:
         os.unlink(path)
-        return open(path, "xb")
-
-
-def disk_bytes(sizes: Iterable[int], block: int = 4096) -> int:
-    """What files of these sizes take on a disk, each rounded up to whole blocks."""
-    return sum(-(-size // block) * block for size in sizes)
+    return open(path, "xb")

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 from dfbench.data.annotations import Sample
-from dfbench.data.images import DECODER_ERRORS, ImageError, load_image, read_size
+from dfbench.data.images import ImageError, load_image, read_header
 from dfbench.models.base import Prompt, SequenceSize
 from dfbench.models.packed.packing import PackShape
 
@@ -66,8 +66,8 @@ def measure_sizes(
 
 def _size_of(path: Path) -> tuple[int, int] | None:
     try:
-        return read_size(path)
-    except DECODER_ERRORS:
+        return read_header(path)[:2]
+    except ImageError:
         return None
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from dfbench import cli
-from dfbench.data.annotations import Sample, split_validation, write_annotations
+from dfbench.data.annotations import Sample, write_annotations
+from dfbench.data.splits import split_validation
 from dfbench.errors import InputError, shorten
 from dfbench.models.checkpoints import newest_adapter, read_base_model, read_config, usable_checkpoint
 from dfbench.models.registry import FAMILIES, Family, family_of

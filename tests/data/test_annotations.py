@@ -1,21 +1,18 @@
 """Annotation files in every released shape, and in every broken one that was thought of."""
 
 import json
-import random
 import tracemalloc
 
 import pytest
 
-from dfbench.data import json_rows
+from dfbench.data import annotations
 from dfbench.data.annotations import (
     AnnotationWriter,
     Sample,
     check_annotations,
-    choose_validation,
     iter_samples,
     normalize_key,
     read_annotations,
-    split_validation,
     write_annotations,
 )
 from dfbench.errors import InputError
@@ -121,7 +118,7 @@ def test_an_array_is_read_across_chunk_borders(tmp_path, monkeypatch, chunk):
         "  [ \n" + " ,\n ".join(json.dumps(row, ensure_ascii=i % 2 == 0) for i, row in enumerate(rows)) + " ] \n"
     )
     expected = read_annotations(path)
-    monkeypatch.setattr(json_rows, "_CHUNK", chunk)
+    monkeypatch.setattr(annotations, "_CHUNK", chunk)
     assert read_annotations(path) == expected
     assert len(expected) == 12
     assert expected[3].question == '<image>a\t"b" \\ é 漢字 😀?'
@@ -134,13 +131,13 @@ def test_an_array_is_not_read_whole_before_its_first_row(tmp_path):
     path.write_text(text[:-10])
     rows = iter_samples(path)
     assert [next(rows)[1].image for _ in range(3)] == [f"DFBench/Kolors/{i}.jpg" for i in range(3)]
-    with pytest.raises(InputError, match="row 20000: found broken JSON"):
+    with pytest.raises(InputError, match="row 20000: broken JSON"):
         list(rows)
 
 
 def test_places_count_rows_from_one_and_lines_include_blank_ones(tmp_path):
     array = write_array(tmp_path / "a.json", [messages_row(), messages_row("x/y.jpg")])
-    assert [str(place) for place, _ in iter_samples(array)] == [f"{array}: row 1", f"{array}: row 2"]
+    assert [str(place) for place, _ in iter_samples(array)] == [f"{array}, row 1", f"{array}, row 2"]
     lines = tmp_path / "a.jsonl"
     lines.write_text("\n" + json.dumps(messages_row()) + "\n\n" + json.dumps(messages_row("x/y.jpg")) + "\n")
     assert [place.row for place, _ in iter_samples(lines)] == [2, 4]
@@ -174,14 +171,14 @@ def test_a_dataset_list_with_another_root_is_refused(tmp_path, root):
     write_lines(tmp_path / "one.jsonl", [conversations_row("DFBench/Kolors/1.jpg")])
     entries = {"first": {"annotation": "one.jsonl"}, "second": {"root": root, "annotation": "one.jsonl"}}
     message = error_of(write_array(tmp_path / "deepfake.json", entries))
-    assert message.startswith(f"{tmp_path / 'deepfake.json'}: entry 'second': found root {root!r}; expected none")
+    assert message.startswith(f"{tmp_path / 'deepfake.json'}, entry 'second': root is {root!r}, ")
     assert "image paths start from --image_root" in message
 
 
 def test_a_dataset_list_names_the_file_that_is_missing(tmp_path):
     path = tmp_path / "deepfake.json"
     path.write_text(json.dumps({"first": {"annotation": "gone.jsonl"}}))
-    assert "gone.jsonl: found no such file" in error_of(path)
+    assert "gone.jsonl: no such annotation file" in error_of(path)
 
 
 def test_a_dataset_list_that_names_itself_ends(tmp_path):
@@ -196,44 +193,44 @@ def test_a_dataset_list_that_names_itself_ends(tmp_path):
 @pytest.mark.parametrize(
     ("row", "found"),
     [
-        ([1, 2], "found [1, 2]"),
-        ("text", "found 'text'"),
-        (None, "found None"),
-        ({"image": "a.jpg"}, "found the keys ['image']"),
-        ({}, "found the keys []"),
-        (messages_row(label="C"), "the label 'C'"),
-        (messages_row(label="b"), "the label 'b'"),
-        (messages_row(label=None), "the label None"),
-        (messages_row(label=1), "the label 1"),
-        (conversations_row(answer=[]), "the label []"),
-        (conversations_row(answer=[{"content": "A"}, {"content": "B"}]), "the label [{"),
-        (conversations_row(answer=[{"role": "assistant"}]), "the label None"),
-        (messages_row(image=""), "the image ''"),
-        (messages_row(image="  "), "the image ' '"),
-        (messages_row(image=[]), "the image []"),
-        (messages_row(image=["a.jpg", "b.jpg"]), "the image ['a.jpg', 'b.jpg']"),
-        (messages_row(image={"path": "a.jpg"}), "the image {'path': 'a.jpg'}"),
-        (messages_row(image="a\nb.jpg"), "the image 'a\\nb.jpg'"),
-        (messages_row(image="a\x00.jpg"), "the image 'a\\x00.jpg'"),
-        (messages_row(image="a\x1b[31m.jpg"), "the image 'a\\x1b[31m.jpg'"),
-        (messages_row(image="a\ud800.jpg"), "the image 'a\\ud800.jpg'"),
-        (messages_row(question=""), "the question ''"),
-        (messages_row(question="<image>"), "the question '<image>'"),
-        (messages_row(question=None), "the question None"),
+        ([1, 2], "the row is [1, 2]; expected `messages` and `images`"),
+        ("text", "the row is 'text'"),
+        (None, "the row is None"),
+        ({"image": "a.jpg"}, "the row has the keys ['image']"),
+        ({}, "the row has the keys []"),
+        (messages_row(label="C"), "the label is 'C'"),
+        (messages_row(label="b"), "the label is 'b'"),
+        (messages_row(label=None), "the label is None"),
+        (messages_row(label=1), "the label is 1"),
+        (conversations_row(answer=[]), "the label is []"),
+        (conversations_row(answer=[{"content": "A"}, {"content": "B"}]), "the label is [{"),
+        (conversations_row(answer=[{"role": "assistant"}]), "the label is None"),
+        (messages_row(image=""), "the image is ''"),
+        (messages_row(image="  "), "the image is ' '"),
+        (messages_row(image=[]), "the image is []"),
+        (messages_row(image=["a.jpg", "b.jpg"]), "the image is ['a.jpg', 'b.jpg']"),
+        (messages_row(image={"path": "a.jpg"}), "the image is {'path': 'a.jpg'}"),
+        (messages_row(image="a\nb.jpg"), "the image is 'a\\nb.jpg'"),
+        (messages_row(image="a\x00.jpg"), "the image is 'a\\x00.jpg'"),
+        (messages_row(image="a\x1b[31m.jpg"), "the image is 'a\\x1b[31m.jpg'"),
+        (messages_row(image="a\ud800.jpg"), "the image is 'a\\ud800.jpg'"),
+        (messages_row(question=""), "the question is ''"),
+        (messages_row(question="<image>"), "the question is '<image>'"),
+        (messages_row(question=None), "the question is None"),
         (messages_row(question="half of \ud83d"), "the question"),
         (messages_row(question="<image><image>Real?"), "2 times <image>"),
-        ({"messages": "Real?", "images": "a.jpg"}, "the turns 'Real?'"),
-        ({"messages": ["Real?"], "images": "a.jpg"}, "the turns ['Real?']"),
+        ({"messages": "Real?", "images": "a.jpg"}, "the turns are 'Real?'"),
+        ({"messages": ["Real?"], "images": "a.jpg"}, "the turns are ['Real?']"),
         ({"messages": [{"role": "tool", "content": "x"}], "images": "a.jpg"}, "a turn of 'tool'"),
         ({"messages": messages_row()["messages"] * 2, "images": "a.jpg"}, "a turn of 'user'"),
-        ({"messages": [], "images": "a.jpg"}, "the question None"),
+        ({"messages": [], "images": "a.jpg"}, "the question is None"),
     ],
 )
 @pytest.mark.parametrize("write", [write_lines, write_array])
 def test_a_bad_row_is_named(tmp_path, write, row, found):
     path = write(tmp_path / "a.json", [messages_row("x/1.jpg"), row, messages_row("x/2.jpg")])
     message = error_of(path)
-    assert message.startswith(f"{path}: row 2: found ")
+    assert message.startswith(f"{path}, row 2: ")
     assert found in message
 
 
@@ -249,10 +246,10 @@ def test_several_bad_rows_are_counted_and_the_good_ones_kept(tmp_path):
     rows = [messages_row("x/1.jpg"), {}, messages_row("x/2.jpg", label="?"), messages_row("x/3.jpg")]
     path = write_lines(tmp_path / "a.jsonl", rows)
     assert "row 2" in error_of(path)
-    assert "1 more bad rows" in error_of(path)
+    assert "1 more rows of this file are bad" in error_of(path)
     good, problems = check_annotations(path)
     assert [(where.row, sample.image) for where, sample in good] == [(1, "x/1.jpg"), (4, "x/3.jpg")]
-    assert [problem.where for problem in problems] == [f"{path}: row 2", f"{path}: row 3"]
+    assert [problem.partition(": ")[0] for problem in problems] == [f"{path}, row 2", f"{path}, row 3"]
 
 
 def test_a_repeated_row_is_dropped_and_a_contradicting_one_refused(tmp_path):
@@ -264,8 +261,8 @@ def test_a_repeated_row_is_dropped_and_a_contradicting_one_refused(tmp_path):
     for other in (messages_row("x/1.jpg", label="A"), messages_row("x/1.jpg", question="Real?")):
         path = write_lines(tmp_path / "b.jsonl", [messages_row("x/1.jpg"), other])
         message = error_of(path)
-        assert message.startswith(f"{path}: row 2")
-        assert f"{path}: row 1" in message
+        assert message.startswith(f"{path}, row 2")
+        assert f"{path}, row 1" in message
 
 
 @pytest.mark.parametrize(
@@ -274,20 +271,20 @@ def test_a_repeated_row_is_dropped_and_a_contradicting_one_refused(tmp_path):
         ("", "no rows"),
         (" \n\n", "no rows"),
         ("[]", "no rows"),
-        ("[", "row 1: found broken JSON"),
-        ("[{}", "row 1: found broken JSON (no comma or closing bracket"),
-        ('[{"a": 1} {"b": 2}]', "row 1: found broken JSON (no comma"),
-        ('[{"a": 1},', "row 2: found broken JSON"),
-        ('[{"a": "b', "row 1: found broken JSON"),
+        ("[", "row 1: broken JSON"),
+        ("[{}", "row 1: broken JSON (no comma or closing bracket"),
+        ('[{"a": 1} {"b": 2}]', "row 1: broken JSON (no comma"),
+        ('[{"a": 1},', "row 2: broken JSON"),
+        ('[{"a": "b', "row 1: broken JSON"),
         ("[1, 2]\n[3]", "more text after the array's end"),
-        ('{"a": 1', "row 1: found broken JSON"),
-        ('{"a": 1}\n{"b', "row 2: found broken JSON"),
-        ('{"a": 1} {"b": 2}', "row 1: found broken JSON"),
-        ("not JSON", "row 1: found broken JSON"),
-        ("[" * 100_000, "row 1: found broken JSON"),
-        ('{"a": ' * 100_000, "row 1: found broken JSON"),
-        ("9" * 5000, "row 1: found broken JSON"),
-        ("[" + "9" * 5000 + "]", "row 1: found broken JSON"),
+        ('{"a": 1', "row 1: broken JSON"),
+        ('{"a": 1}\n{"b', "row 2: broken JSON"),
+        ('{"a": 1} {"b": 2}', "row 1: broken JSON"),
+        ("not JSON", "row 1: broken JSON"),
+        ("[" * 100_000, "row 1: broken JSON"),
+        ('{"a": ' * 100_000, "row 1: broken JSON"),
+        ("9" * 5000, "row 1: broken JSON"),
+        ("[" + "9" * 5000 + "]", "row 1: broken JSON"),
     ],
     ids=range(17),
 )
@@ -309,17 +306,17 @@ def test_a_truncated_download_is_broken_whatever_byte_it_ends_at(tmp_path):
 
 
 def test_no_row_is_longer_than_the_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_rows, "_LONGEST_ROW", 1000)
-    monkeypatch.setattr(json_rows, "_CHUNK", 100)
+    monkeypatch.setattr(annotations, "_LONGEST_ROW", 1000)
+    monkeypatch.setattr(annotations, "_CHUNK", 100)
     for text in ('[{"a": "' + "x" * 5000 + '"}]', '{"a": "' + "x" * 5000 + '"}'):
         path = tmp_path / "a.json"
         path.write_text(text)
-        assert "row 1: found broken JSON" in error_of(path)
+        assert "row 1: broken JSON" in error_of(path)
 
 
 def test_files_that_are_none(tmp_path):
-    assert "found no such file" in error_of(tmp_path / "gone.json")
-    assert "found a folder" in error_of(tmp_path)
+    assert "no such annotation file" in error_of(tmp_path / "gone.json")
+    assert "is a folder" in error_of(tmp_path)
     (tmp_path / "a.json").write_bytes(json.dumps([messages_row()]).encode("utf-16"))
     assert "not UTF-8" in error_of(tmp_path / "a.json")
     (tmp_path / "b.jsonl").write_bytes(json.dumps(messages_row("x/1.jpg")).encode() + b'\n{"a": "\xff"}\n')
@@ -330,52 +327,6 @@ def test_normalize_key():
     assert normalize_key(" ././DFBench\\LIVE\\1.bmp ") == "DFBench/LIVE/1.bmp"
     assert normalize_key(".//DFBench/a.jpg") == "DFBench/a.jpg"
     assert normalize_key(".hidden/a.jpg") == ".hidden/a.jpg"
-
-
-# --------------------------------------------------------------------------------------------------- validation split
-
-
-def samples_of(**counts):
-    return [Sample(f"DFBench/{source}/{i:04d}.jpg", "B", "Real?") for source, n in counts.items() for i in range(n)]
-
-
-def test_validation_is_stratified_and_keeps_the_order():
-    samples = samples_of(Kolors=200, CLIVE=50, LIVE=2, NOVA=1)
-    random.Random(0).shuffle(samples)
-    training, validation = split_validation(samples, 0.1)
-    counts = {
-        source: sum(sample.source == source for sample in validation) for source in ("Kolors", "CLIVE", "LIVE", "NOVA")
-    }
-    # 10 % of 200 and of 50; of 2 at least one; a single image stays in training.
-    assert counts == {"Kolors": 20, "CLIVE": 5, "LIVE": 1, "NOVA": 0}
-    held_out = set(validation)
-    assert training == [sample for sample in samples if sample not in held_out]
-    assert validation == [sample for sample in samples if sample in held_out]
-
-
-def test_validation_does_not_depend_on_the_order_nor_on_other_sources():
-    samples = samples_of(Kolors=100, CLIVE=40)
-    chosen = {sample.image for sample in split_validation(samples, 0.2)[1]}
-    random.Random(1).shuffle(samples)
-    assert {sample.image for sample in split_validation(samples, 0.2)[1]} == chosen
-    alone = {sample.image for sample in split_validation(samples_of(CLIVE=40), 0.2)[1]}
-    assert alone == {image for image in chosen if "CLIVE" in image}
-
-
-def test_a_larger_fraction_holds_out_more_of_the_same_images():
-    images = [sample.image for sample in samples_of(Kolors=300)]
-    assert choose_validation(images, 0.05) < choose_validation(images, 0.1) < choose_validation(images, 0.5)
-
-
-def test_the_choice_is_the_same_on_every_machine():
-    """By `sha256sum` of the ten keys: 8.jpg (3351c9d9...), 0.jpg (4ec3e918...) and 5.jpg (79c877dc...) come first."""
-    chosen = choose_validation([f"DFBench/Kolors/{i}.jpg" for i in range(10)], 0.3)
-    assert chosen == {f"DFBench/Kolors/{i}.jpg" for i in (8, 0, 5)}
-
-
-@pytest.mark.parametrize(("fraction", "expected"), [(0.0, 0), (0.001, 1), (0.5, 5), (1.0, 9)])
-def test_fractions_at_the_ends(fraction, expected):
-    assert len(split_validation(samples_of(Kolors=10), fraction)[1]) == expected
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
@@ -428,7 +379,7 @@ def test_no_rows_are_written_as_valid_json(tmp_path, name):
 
 def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.jsonl"
-    write_annotations(samples_of(Kolors=2), path)
+    write_annotations([Sample("x/1.jpg", "A", "Real?"), Sample("x/2.jpg", "B", "Real?")], path)
     before = path.read_bytes()
     with pytest.raises(AttributeError), AnnotationWriter(path) as writer:
         writer.write("no sample")

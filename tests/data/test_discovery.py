@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dfbench.data import discovery as image_sets
+from dfbench.data import discovery
 from dfbench.data.discovery import annotated_images, choose_images, find_images, printable
+from dfbench.data.images import IMAGE_SUFFIXES
 from dfbench.errors import InputError
-from dfbench.prepare.zips import IMAGE_SUFFIXES
 
 
 def touch(root: Path, *names: str) -> None:
@@ -83,7 +83,7 @@ def test_no_image_and_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(InputError, match="no folder DFBench"):
         find_images(tmp_path / "nowhere")
     # The default root is the repository: without DFBench/, its own pictures are not meant.
-    monkeypatch.setattr(image_sets, "REPOSITORY", tmp_path / "DFBench")
+    monkeypatch.setattr(discovery, "REPOSITORY", tmp_path / "DFBench")
     with pytest.raises(InputError, match="no folder DFBench"):
         find_images(tmp_path / "DFBench")
 
@@ -108,7 +108,7 @@ def test_annotations_do_not_climb_out_of_the_folder(tmp_path: Path, image: str) 
     turns = [{"role": "user", "content": "<image>Real?"}, {"role": "assistant", "content": "A"}]
     path = tmp_path / "test.json"
     path.write_text(json.dumps([{"messages": turns, "images": name} for name in ("DFBench/NOVA/1..2.jpg", image)]))
-    with pytest.raises(InputError, match=r"test.json: found the image '.*\.\..*'; expected paths below --image_root"):
+    with pytest.raises(InputError, match=r"test.json: the image '.*\.\..*' is not below --image_root"):
         annotated_images([path])
 
 
@@ -122,5 +122,5 @@ def test_choosing_sources_and_a_number_of_each() -> None:
     assert set(ten["a"]) < set(twenty["a"])  # more of the same choice
     assert ten["a"] != images["a"][:10]
     assert ten["b"] == ["b/1.jpg"]
-    with pytest.raises(InputError, match="no image of c; expected some of a, b"):
+    with pytest.raises(InputError, match="no image of c; there are a, b"):
         choose_images(images, ["a", "c"])

@@ -1,16 +1,17 @@
 """Decoding: every mode as upstream's `Image.open(path).convert("RGB")`, damaged and hostile files as an ImageError."""
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image, ImageFile
 
-from dfbench.data.images import MAX_PIXELS, ImageError, load_image
-from dfbench.prepare.verify import check_image
+from dfbench.data.images import MAX_PIXELS, ImageError, load_image, read_header, read_metadata, split_suffix
 
 
 def save(image: Image.Image, path: Path, **options) -> Path:
@@ -151,7 +152,8 @@ def test_decoders_that_start_other_programs_are_out_of_reach(tmp_path):
     Image.new("RGB", (40, 30)).save(path, "EPS")
     with pytest.raises(ImageError, match=r"^cannot be decoded: no image of a known format$"):
         load_image(path)
-    assert check_image(path, decode=False)[0].startswith("cannot be opened: ")
+    with pytest.raises(ImageError, match=r"^cannot be opened: no image of a known format$"):
+        read_header(path)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -171,8 +173,9 @@ def test_a_hostile_size_is_refused_before_it_is_decoded(tmp_path, side):
     assert side * side > MAX_PIXELS
     path = tmp_path / "bomb.png"
     path.write_bytes(png_header(side, side))
-    with pytest.raises(ImageError, match=r"claims 9460x9460 pixels|Image size .* exceeds limit|decompression"):
-        load_image(path)
+    for read in (load_image, read_header):
+        with pytest.raises(ImageError, match=r"claims 9460x9460 pixels|Image size .* exceeds limit|decompression"):
+            read(path)
 
 
 @pytest.mark.filterwarnings("error")
@@ -196,3 +199,68 @@ def test_random_damage_gives_an_image_or_an_image_error(tmp_path, draw):
                 reasons.append(str(error))
     assert outcomes == {True, False, "error"}
     assert all(len(reason.splitlines()) == 1 for reason in reasons)
+
+
+# ------------------------------------------------------------------------------------------------ headers and metadata
+
+
+def save_plain(path: Path, size: tuple[int, int] = (40, 30)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (9, 99, 200)).save(path)
+    return path
+
+
+def test_header_of_real_files(tmp_path):
+    for name, kind in (("a.png", "PNG"), ("a.jpg", "JPEG"), ("a.bmp", "BMP"), ("a.webp", "WEBP")):
+        path = save_plain(tmp_path / name)
+        assert read_header(path) == (40, 30, path.stat().st_size, kind)
+
+
+def test_a_truncated_image_still_has_a_header(tmp_path):
+    path = save_plain(tmp_path / "a.jpg", (400, 300))
+    path.write_bytes(path.read_bytes()[:900])
+    assert read_header(path) == (400, 300, 900, "JPEG")
+
+
+def test_what_is_no_image_has_no_metadata(tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "empty.png").write_bytes(b"")
+    header = b"IHDR" + struct.pack(">IIBBBBB", 200_000, 200_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    (tmp_path / "script.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
+    names = ["text.jpg", "empty.png", "bomb.png", "script.jpg", "missing.png", "."]
+    for name in names:
+        with pytest.raises(ImageError, match=r"^cannot be opened: ") as caught:
+            read_header(tmp_path / name)
+        assert str(tmp_path) not in str(caught.value)
+    metadata = read_metadata(names, tmp_path, None, quiet=True)
+    assert metadata.iloc[:, :3].isna().all(axis=None)
+    assert set(metadata["format"]) == {""}
+
+
+def test_feature_csvs_come_first_and_headers_fill_the_rest(tmp_path):
+    save_plain(tmp_path / "DFBench/edit/2.png", (8, 6))
+    features = tmp_path / "features"
+    features.mkdir()
+    (features / "edit.csv").write_text("image,width,height,format,bytes\nDFBench/edit/1.jpg,512,384,JPEG,1234\n")
+    (features / "upstream.csv").write_text("image,brightness,contrast,colorfulness,si\nx.jpg,1,2,3,4\n")
+    (features / "edit.errors.csv").write_text("image,error\nDFBench/edit/9.jpg,broken\n")
+    (features / "broken.csv").write_text("image,width,height,format,bytes\ny.jpg,wide,384,JPEG,1234\n")
+    images = ["DFBench/edit/2.png", "DFBench/edit/1.jpg", "DFBench/edit/3.png"]
+    found = read_metadata(images, tmp_path, features, quiet=True)
+    assert found.index.tolist() == images
+    assert found["width"].tolist()[:2] == [8, 512]
+    assert found["format"].tolist() == ["PNG", "JPEG", ""]
+    assert found.loc[images[1], "bytes"] == 1234
+    assert np.isnan(found.loc[images[2], "height"])
+    without = read_metadata(images[:1], tmp_path, tmp_path / "no such folder", quiet=True)
+    pd.testing.assert_frame_equal(without, found.iloc[:1])
+
+
+# ---------------------------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("path", ["a.jpg", "a.b/c", "a.b/c.d.e", ".jpg", "a/.jpg", "a", "", "a.", "a/b."])
+def test_split_suffix_equals_the_standard_library(path):
+    assert split_suffix(path) == os.path.splitext(path)

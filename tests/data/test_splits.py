@@ -5,8 +5,9 @@ from collections import Counter
 
 import pytest
 
+from dfbench.data.annotations import Sample
 from dfbench.data.sources import CATALOGUE, source_of
-from dfbench.data.splits import Subset, choose_images, share_evenly
+from dfbench.data.splits import Subset, assign_splits, choose_validation, share_evenly, split_validation
 from dfbench.errors import InputError
 
 
@@ -19,7 +20,7 @@ def labels(*images):
 
 
 def choose(train, test, **options):
-    return choose_images(train, test, labels(train, test), Subset(**options))
+    return assign_splits(train, test, labels(train, test), Subset(**options))
 
 
 def counts(split_of, split):
@@ -28,6 +29,55 @@ def counts(split_of, split):
 
 TRAIN = images_of("train/", Kolors=300, PixArt=200, CLIVE=50, Flick8k=10)
 TEST = images_of("test/", Kolors=80, CLIVE=12)
+
+
+# ------------------------------------------------------------------------------------------------- validation split
+
+
+def samples_of(**counts):
+    return [Sample(f"DFBench/{source}/{i:04d}.jpg", "B", "Real?") for source, n in counts.items() for i in range(n)]
+
+
+def test_validation_is_stratified_and_keeps_the_order():
+    samples = samples_of(Kolors=200, CLIVE=50, LIVE=2, NOVA=1)
+    random.Random(0).shuffle(samples)
+    training, validation = split_validation(samples, 0.1)
+    counts = {
+        source: sum(sample.source == source for sample in validation) for source in ("Kolors", "CLIVE", "LIVE", "NOVA")
+    }
+    # 10 % of 200 and of 50; of 2 at least one; a single image stays in training.
+    assert counts == {"Kolors": 20, "CLIVE": 5, "LIVE": 1, "NOVA": 0}
+    held_out = set(validation)
+    assert training == [sample for sample in samples if sample not in held_out]
+    assert validation == [sample for sample in samples if sample in held_out]
+
+
+def test_validation_does_not_depend_on_the_order_nor_on_other_sources():
+    samples = samples_of(Kolors=100, CLIVE=40)
+    chosen = {sample.image for sample in split_validation(samples, 0.2)[1]}
+    random.Random(1).shuffle(samples)
+    assert {sample.image for sample in split_validation(samples, 0.2)[1]} == chosen
+    alone = {sample.image for sample in split_validation(samples_of(CLIVE=40), 0.2)[1]}
+    assert alone == {image for image in chosen if "CLIVE" in image}
+
+
+def test_a_larger_fraction_holds_out_more_of_the_same_images():
+    images = [sample.image for sample in samples_of(Kolors=300)]
+    assert choose_validation(images, 0.05) < choose_validation(images, 0.1) < choose_validation(images, 0.5)
+
+
+def test_the_choice_is_the_same_on_every_machine():
+    """By `sha256sum` of the ten keys: 8.jpg (3351c9d9...), 0.jpg (4ec3e918...) and 5.jpg (79c877dc...) come first."""
+    chosen = choose_validation([f"DFBench/Kolors/{i}.jpg" for i in range(10)], 0.3)
+    assert chosen == {f"DFBench/Kolors/{i}.jpg" for i in (8, 0, 5)}
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(0.0, 0), (0.001, 1), (0.5, 5), (1.0, 9)])
+def test_fractions_at_the_ends(fraction, expected):
+    assert len(split_validation(samples_of(Kolors=10), fraction)[1]) == expected
+
+
+# -------------------------------------------------------------------------------------------------- limits and balance
 
 
 def test_everything_is_chosen_by_default():
@@ -91,7 +141,7 @@ def test_balance_cuts_real_images_where_they_are_more():
 def test_balance_goes_by_labels_where_one_unknown_source_has_both():
     train = [f"DFBench/mine/{i}.jpg" for i in range(30)]
     label_of = {image: "A" if i < 10 else "B" for i, image in enumerate(train)}
-    split_of = choose_images(train, [], label_of, Subset(val_fraction=0, balance=True))
+    split_of = assign_splits(train, [], label_of, Subset(val_fraction=0, balance=True))
     assert Counter(label_of[image] for image in split_of) == {"A": 10, "B": 10}
 
 

@@ -8,10 +8,10 @@ import pytest
 from builders import keys, make_zip, put
 
 from dfbench.errors import InputError
-from dfbench.prepare.extract import extract_missing, take_stock
-from dfbench.prepare.report import Reason
+from dfbench.prepare.extract import extract_missing, take_inventory
+from dfbench.prepare.reasons import Reason
 
-# ---------------------------------------------------------------------------------------------------------------- stock
+# ------------------------------------------------------------------------------------------------------------ inventory
 
 
 def test_images_on_the_disk_in_the_archive_and_nowhere(folders, jpeg):
@@ -20,14 +20,14 @@ def test_images_on_the_disk_in_the_archive_and_nowhere(folders, jpeg):
     images = keys("CLIVE", "1.bmp", "2.bmp", "3.bmp", "4.bmp")
     put(root, images[0], jpeg(1))
     put(root, images[1], jpeg(2)[:-1])  # half of it
-    stock = take_stock(images, root, downloads)
-    assert stock.on_disk == {images[0]}
-    assert list(stock.members) == [images[1]]
-    assert {image: reason for image, (reason, _) in stock.faults.items()} == {
+    inventory = take_inventory(images, root, downloads)
+    assert inventory.on_disk == {images[0]}
+    assert inventory.to_extract(images) == [images[1]]
+    assert {image: reason for image, (reason, _) in inventory.faults.items()} == {
         images[2]: Reason.AMBIGUOUS,
         images[3]: Reason.ABSENT,
     }
-    assert [archive.num_images for archive in stock.archives] == [4]
+    assert [archive.num_images for archive in inventory.archives] == [4]
     assert not (root / "DFBench/CLIVE/3.bmp").exists()
 
 
@@ -35,10 +35,10 @@ def test_without_its_archive_an_image_on_the_disk_counts_and_others_are_absent(f
     downloads, root = folders
     clive, live = keys("CLIVE", "1.bmp", "2.bmp"), keys("LIVE", "1.bmp")
     put(root, clive[0], jpeg(1))
-    stock = take_stock(clive + live, root, downloads)
-    assert stock.on_disk == {clive[0]}
-    assert stock.faults[clive[1]][0] is Reason.ABSENT
-    assert stock.faults[live[0]][0] is Reason.NO_ARCHIVE
+    inventory = take_inventory(clive + live, root, downloads)
+    assert inventory.on_disk == {clive[0]}
+    assert inventory.faults[clive[1]][0] is Reason.ABSENT
+    assert inventory.faults[live[0]][0] is Reason.NO_ARCHIVE
 
 
 def test_a_broken_archive_is_named_and_other_sources_go_on(folders, jpeg):
@@ -46,9 +46,9 @@ def test_a_broken_archive_is_named_and_other_sources_go_on(folders, jpeg):
     make_zip(downloads / "CLIVE.zip", {"1.bmp": jpeg(1)})
     (downloads / "LIVE.zip").write_bytes((downloads / "CLIVE.zip").read_bytes()[:100])
     images = keys("CLIVE", "1.bmp") + keys("LIVE", "1.bmp")
-    stock = take_stock(images, root, downloads)
-    assert list(stock.members) == images[:1]
-    reason, detail = stock.faults[images[1]]
+    inventory = take_inventory(images, root, downloads)
+    assert list(inventory.members) == images[:1]
+    reason, detail = inventory.faults[images[1]]
     assert reason is Reason.BROKEN
     assert detail.startswith("LIVE.zip: 100 bytes")
 
@@ -56,9 +56,9 @@ def test_a_broken_archive_is_named_and_other_sources_go_on(folders, jpeg):
 def test_a_row_whose_only_member_is_refused(folders, jpeg):
     downloads, root = folders
     make_zip(downloads / "CLIVE.zip", {"../1.bmp": jpeg(1), "2.bmp": jpeg(2)})
-    stock = take_stock(keys("CLIVE", "1.bmp", "2.bmp"), root, downloads)
-    assert stock.faults[keys("CLIVE", "1.bmp")[0]][0] is Reason.REFUSED
-    assert list(stock.members) == keys("CLIVE", "2.bmp")
+    inventory = take_inventory(keys("CLIVE", "1.bmp", "2.bmp"), root, downloads)
+    assert inventory.faults[keys("CLIVE", "1.bmp")[0]][0] is Reason.REFUSED
+    assert list(inventory.members) == keys("CLIVE", "2.bmp")
 
 
 def test_a_folder_in_an_images_place_is_no_image(folders, jpeg):
@@ -66,9 +66,9 @@ def test_a_folder_in_an_images_place_is_no_image(folders, jpeg):
     make_zip(downloads / "CLIVE.zip", {"1.bmp": jpeg(1)})
     (image,) = keys("CLIVE", "1.bmp")
     (root / image).mkdir(parents=True)
-    stock = take_stock([image], root, downloads)
-    assert extract_missing(stock, [image], root, num_workers=1, quiet=True) == 0
-    assert stock.faults[image][0] is Reason.UNWRITABLE
+    inventory = take_inventory([image], root, downloads)
+    assert extract_missing(inventory, [image], root, num_workers=1, quiet=True) == 0
+    assert inventory.faults[image][0] is Reason.UNWRITABLE
 
 
 # ----------------------------------------------------------------------------------------------------------- extraction
@@ -82,11 +82,11 @@ def test_only_what_is_wanted_and_missing_is_extracted(folders, jpeg, num_workers
     make_zip(downloads / "CLIVE.zip", {"deep/er/1.bmp": jpeg(8)})
     put(root, images[0], jpeg(0))
     before = (root / images[0]).stat().st_mtime_ns
-    stock = take_stock(images, root, downloads)
+    inventory = take_inventory(images, root, downloads)
     wanted = [*images[:500], images[-1]]
-    assert extract_missing(stock, wanted, root, num_workers=num_workers, quiet=True) == 500
-    assert stock.on_disk == set(wanted)
-    assert set(stock.members) == set(images[500:600])
+    assert extract_missing(inventory, wanted, root, num_workers=num_workers, quiet=True) == 500
+    assert inventory.on_disk == set(wanted)
+    assert inventory.to_extract(images) == images[500:600]
     assert {path.name for path in (root / "DFBench/Kolors").iterdir()} == {f"{i:06d}.jpg" for i in range(500)}
     assert all((root / image).read_bytes() == jpeg(i % 7) for i, image in enumerate(images[:500]))
     assert (root / images[-1]).read_bytes() == jpeg(8)
@@ -99,9 +99,9 @@ def test_a_broken_member_becomes_a_fault_of_its_row(folders, jpeg):
     make_zip(path, {"1.bmp": jpeg(1), "2.bmp": jpeg(2)}, zipfile.ZIP_STORED)
     path.write_bytes(path.read_bytes().replace(jpeg(1)[-60:-20], bytes(40)))
     images = keys("CLIVE", "1.bmp", "2.bmp")
-    stock = take_stock(images, root, downloads)
-    assert extract_missing(stock, images, root, num_workers=1, quiet=True) == 1
-    reason, detail = stock.faults[images[0]]
+    inventory = take_inventory(images, root, downloads)
+    assert extract_missing(inventory, images, root, num_workers=1, quiet=True) == 1
+    reason, detail = inventory.faults[images[0]]
     assert reason is Reason.BROKEN
     assert detail.startswith("CLIVE.zip: broken in its archive")
     assert sorted(file.name for file in (root / "DFBench/CLIVE").iterdir()) == ["2.bmp"]
@@ -114,25 +114,25 @@ def test_folders_that_cannot_be_are_faults_of_their_images_only(folders, jpeg):
     images = keys("CLIVE", *names)
     put(root, "DFBench/CLIVE/taken", b"a file where a folder has to be")
     (root / "DFBench/CLIVE/loop").symlink_to("loop")
-    stock = take_stock(images, root, downloads)
-    assert extract_missing(stock, images, root, num_workers=1, quiet=True) == 1
-    assert stock.on_disk == {images[4]}
-    assert {image: reason for image, (reason, _) in stock.faults.items()} == dict.fromkeys(
+    inventory = take_inventory(images, root, downloads)
+    assert extract_missing(inventory, images, root, num_workers=1, quiet=True) == 1
+    assert inventory.on_disk == {images[4]}
+    assert {image: reason for image, (reason, _) in inventory.faults.items()} == dict.fromkeys(
         images[:4], Reason.UNWRITABLE
     )
-    assert "too long" in stock.faults[images[0]][1]
-    assert not stock.members
+    assert "too long" in inventory.faults[images[0]][1]
+    assert inventory.to_extract(images) == []
 
 
 def test_nothing_is_written_where_the_disk_is_too_small(folders, jpeg, monkeypatch):
     downloads, root = folders
     make_zip(downloads / "CLIVE.zip", {"1.bmp": jpeg(1), "2.bmp": jpeg(2)})
     images = keys("CLIVE", "1.bmp", "2.bmp")
-    stock = take_stock(images, root, downloads)
+    inventory = take_inventory(images, root, downloads)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 8191))  # two blocks of 4096 bytes are needed
-    with pytest.raises(InputError, match="2 images; make room"):
-        extract_missing(stock, images, root, num_workers=1, quiet=True)
+    with pytest.raises(InputError, match=r"2 images take .* GB. Make room"):
+        extract_missing(inventory, images, root, num_workers=1, quiet=True)
     assert not root.exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 8192))
-    assert extract_missing(stock, images, root, num_workers=1, quiet=True) == 2
+    assert extract_missing(inventory, images, root, num_workers=1, quiet=True) == 2

@@ -7,8 +7,10 @@ import sys
 import httpx
 import huggingface_hub
 import pytest
+from builders import agent_targets
 
 from dfbench.data.annotations import Sample, write_annotations
+from dfbench.data.splits import SPLITS
 from dfbench.errors import InputError
 from dfbench.prepare.hub import (
     archives_of,
@@ -18,7 +20,6 @@ from dfbench.prepare.hub import (
     folder_target,
     is_clean,
     keep_released,
-    model_targets,
     wanted_files,
 )
 
@@ -40,22 +41,22 @@ def released(write_rows):
 
 
 def test_model_folders_have_the_names_that_shells_and_evaluators_read(tmp_path):
-    qwen, internvl25, internvl3 = model_targets(tmp_path)
-    assert [str(path.relative_to(tmp_path)) for path in qwen.paths] == [
+    qwen, internvl25, internvl3 = agent_targets(tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in map(qwen.path, SPLITS)] == [
         "qwen2.5/datasets/img_train_shuffled.json",
         "qwen2.5/datasets/img_val.json",
         "qwen2.5/datasets/img_test.json",
     ]
-    assert [str(path.relative_to(tmp_path)) for path in internvl3.paths] == [
+    assert [str(path.relative_to(tmp_path)) for path in map(internvl3.path, SPLITS)] == [
         "internvl3/data/img_train_shuffled.jsonl",
         "internvl3/data/img_val.jsonl",
         "internvl3/data/img_test.jsonl",
     ]
-    assert [path.name for path in internvl25.paths] == [path.name for path in internvl3.paths]
+    assert internvl25.path("val") == tmp_path / "internvl2.5" / "data" / "img_val.jsonl"
 
 
 def test_one_folder_for_all(tmp_path):
-    assert [path.name for path in folder_target(tmp_path).paths] == [
+    assert [path.name for path in map(folder_target(tmp_path).path, SPLITS)] == [
         "img_train.jsonl",
         "img_val.jsonl",
         "img_test.jsonl",
@@ -70,47 +71,47 @@ def test_each_target_gets_its_own_shape(tmp_path, released):
     for name in ("img_train.json", "img_train.jsonl", "img_train_shuffled.json", "img_train_shuffled.jsonl"):
         released(downloads / name)
     released(downloads / "img_test.json")
-    targets = model_targets(tmp_path)
-    assert find_released(targets[0], targets, downloads) == {
+    targets = agent_targets(tmp_path)
+    assert find_released(".json", targets, downloads) == {
         "train": downloads / "img_train_shuffled.json",
         "test": downloads / "img_test.json",
     }
-    assert find_released(targets[1], targets, downloads) == {
+    assert find_released(".jsonl", targets, downloads) == {
         "train": downloads / "img_train_shuffled.jsonl",
         "test": downloads / "img_test.json",  # the other shape, where its own is not there
     }
 
 
 def test_model_folders_serve_where_the_downloads_lack_a_file(tmp_path, released):
-    targets = model_targets(tmp_path)
+    targets = agent_targets(tmp_path)
     mine = released(targets[1].path("test"))
     others = released(targets[0].path("train"))
-    assert find_released(targets[1], targets, tmp_path / "none") == {"train": others, "test": mine}
-    assert find_released(targets[2], targets, tmp_path / "none") == {"train": others, "test": mine}
+    assert find_released(".jsonl", targets, tmp_path / "none") == {"train": others, "test": mine}
+    assert find_released(".json", targets, tmp_path / "none") == {"train": others, "test": mine}
 
 
 def test_unshuffled_training_rows_are_better_than_none(tmp_path, released):
     path = released(tmp_path / "img_train.json")
     target = folder_target(tmp_path / "out")
-    assert find_released(target, [target], tmp_path) == {"train": path}
+    assert find_released(".jsonl", [target], tmp_path) == {"train": path}
 
 
 def test_clean_files_are_no_released_ones_but_what_was_kept_is(tmp_path, released):
     target = folder_target(tmp_path)
     path = released(tmp_path / "img_test.jsonl")
-    assert find_released(target, [target], tmp_path) == {"test": path}
+    assert find_released(".jsonl", [target], tmp_path) == {"test": path}
     kept = keep_released(path)
     write_annotations(SAMPLES, path)
-    assert find_released(target, [target], tmp_path) == {"test": kept}
+    assert find_released(".jsonl", [target], tmp_path) == {"test": kept}
     kept.unlink()
-    assert find_released(target, [target], tmp_path) == {}
+    assert find_released(".jsonl", [target], tmp_path) == {}
 
 
 def test_rows_of_the_clean_shape_are_taken_from_the_downloads(tmp_path):
     """Somebody's own data may come in that shape; only at a target's path does it mean our own output."""
     write_annotations(SAMPLES, tmp_path / "downloads" / "img_test.jsonl")
     target = folder_target(tmp_path / "out")
-    assert find_released(target, [target], tmp_path / "downloads") == {
+    assert find_released(".jsonl", [target], tmp_path / "downloads") == {
         "test": tmp_path / "downloads" / "img_test.jsonl"
     }
 
@@ -150,7 +151,7 @@ def test_the_same_file_downloaded_again_is_no_second_one(tmp_path, released):
 def test_two_different_released_files_are_both_left_alone(tmp_path, released):
     keep_released(released(tmp_path / "img_test.json"))
     path = released(tmp_path / "img_test.json", SAMPLES[:1])
-    with pytest.raises(InputError, match="differs from the one kept"):
+    with pytest.raises(InputError, match=r"differs from img_test\.released\.json"):
         keep_released(path)
     assert path.exists()
     assert len(json.loads((tmp_path / "img_test.released.json").read_text())) == 2
@@ -186,7 +187,7 @@ def test_only_the_archives_asked_for_are_wanted():
     annotations = ["img_train_shuffled.json", "img_train_shuffled.jsonl", "img_test.json", "img_test.jsonl"]
     assert wanted_files(["Kolors", "CLIVE"]) == [*annotations, "CLIVE.zip", "Kolors_000001-040000.zip"]
     assert len(wanted_files([])) == 4 + 21
-    with pytest.raises(InputError, match="found Kolor, demo_photos; expected some of Flick8k"):
+    with pytest.raises(InputError, match="Kolor, demo_photos is not published; there are Flick8k"):
         wanted_files(["demo_photos", "Kolor"])
 
 
@@ -240,7 +241,7 @@ def test_a_download_that_brings_less_than_was_asked_for_is_an_error(tmp_path, fe
     """The Hub's client only warns where the server is out of reach and the folder has something in it."""
     _, names = fetching
     names += [name for name in wanted_files(["CLIVE", "LIVE"]) if name not in ("CLIVE.zip", "img_test.jsonl")]
-    with pytest.raises(InputError, match=r"found that img_test.jsonl, CLIVE.zip did not come.*HF_ENDPOINT"):
+    with pytest.raises(InputError, match=r"failed: img_test.jsonl, CLIVE.zip did not come.*HF_ENDPOINT"):
         download(tmp_path, ["CLIVE", "LIVE"])
     names += ["real/CLIVE.zip", "img_test.jsonl"]
     download(tmp_path, ["CLIVE", "LIVE"])

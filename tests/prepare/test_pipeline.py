@@ -6,13 +6,14 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from builders import agent_targets
 
 from dfbench.data.annotations import Sample, read_annotations
 from dfbench.data.splits import Subset
 from dfbench.errors import InputError
-from dfbench.prepare.hub import folder_target, model_targets
+from dfbench.prepare.hub import folder_target
 from dfbench.prepare.pipeline import Plan, prepare
-from dfbench.prepare.report import Reason
+from dfbench.prepare.reasons import Reason
 
 MESSAGES_QUESTION = "<image>Is this image real? A or B."
 CONVERSATIONS_QUESTION = "Is this image real (A) or not (B)?"
@@ -137,7 +138,7 @@ def test_a_subset_is_chosen_among_images_that_are_there(small):
 
 def test_model_folders_each_get_their_own_wording_and_shape(small):
     small.release()
-    small.prepare(model_targets(small.root))
+    small.prepare(agent_targets(small.root))
     test = {
         path: read_annotations(small.root / path)
         for path in ("qwen2.5/datasets/img_test.json", "internvl3/data/img_test.jsonl")
@@ -158,7 +159,7 @@ def test_model_folders_each_get_their_own_wording_and_shape(small):
 
 def test_rows_of_the_other_shape_leave_the_place_of_the_image_to_the_model(small):
     small.release(suffixes=[".json"])
-    small.prepare(model_targets(small.root))
+    small.prepare(agent_targets(small.root))
     (question,) = {sample.question for sample in read_annotations(small.root / "internvl2.5/data/img_test.jsonl")}
     assert question == MESSAGES_QUESTION.removeprefix("<image>")
     (question,) = {sample.question for sample in read_annotations(small.root / "qwen2.5/datasets/img_test.json")}
@@ -200,7 +201,7 @@ def test_released_files_in_the_way_are_kept_and_read_again(small):
     small.release(small.root / "qwen2.5" / "datasets", [".json"])
     small.release(small.root / "internvl2.5" / "data", [".jsonl"])
     originals = tree(small.root / "qwen2.5" / "datasets")
-    small.prepare(model_targets(small.root))
+    small.prepare(agent_targets(small.root))
     first = {folder: tree(small.root / folder) for folder in ("qwen2.5", "internvl2.5", "internvl3")}
     assert first["qwen2.5"]["datasets/img_test.released.json"] == originals["img_test.json"]
     assert first["qwen2.5"]["datasets/img_train_shuffled.released.json"] == originals["img_train_shuffled.json"]
@@ -209,7 +210,7 @@ def test_released_files_in_the_way_are_kept_and_read_again(small):
         "data/img_test.released.jsonl",
         "data/img_train_shuffled.released.jsonl",
     }
-    small.prepare(model_targets(small.root))
+    small.prepare(agent_targets(small.root))
     assert {folder: tree(small.root / folder) for folder in first} == first
 
 
@@ -228,20 +229,20 @@ def test_no_released_file_is_moved_where_nothing_can_be_written(small):
     for path in small.downloads.glob("*.zip"):
         path.unlink()
     before = tree(small.root / "qwen2.5")
-    small.prepare(model_targets(small.root))
+    small.prepare(agent_targets(small.root))
     assert tree(small.root / "qwen2.5") == before
 
 
 def test_verifying_changes_nothing(small):
     small.release(small.root / "qwen2.5" / "datasets", [".json"])
     before = tree(small.root)
-    report = small.prepare(model_targets(small.root), verify_only=True)
+    report = small.prepare(agent_targets(small.root), verify_only=True)
     assert tree(small.root) == before
     assert {row.reason for summary in report.releases[0] for row in summary.left_out} == {Reason.NOT_EXTRACTED}
-    small.prepare(model_targets(small.root))
+    small.prepare(agent_targets(small.root))
     (small.root / "out" / small.test[0]).write_bytes(b"half")
     before = tree(small.root)
-    report = small.prepare(model_targets(small.root), verify_only=True)
+    report = small.prepare(agent_targets(small.root), verify_only=True)
     assert [row.image for summary in report.releases[0] for row in summary.left_out] == [small.test[0]]
     assert tree(small.root) == before
 
@@ -289,7 +290,7 @@ def test_no_annotations(small):
 
 def test_a_source_that_no_row_has(small):
     small.release()
-    with pytest.raises(InputError, match="found no row of Kolours; expected some of CLIVE, Kolors; "):
+    with pytest.raises(InputError, match=r"no row of Kolours; there is CLIVE, Kolors\. "):
         small.prepare(sources=frozenset(["CLIVE", "Kolours"]))
 
 
@@ -298,6 +299,6 @@ def test_broken_annotations_leave_everything_as_it_was(small):
     path = small.downloads / "img_train_shuffled.jsonl"
     path.write_bytes(path.read_bytes()[:-30])
     before = tree(small.root)
-    with pytest.raises(InputError, match=r"img_train_shuffled.jsonl: row 30: found broken JSON"):
+    with pytest.raises(InputError, match=r"img_train_shuffled.jsonl, row 30: broken JSON"):
         small.prepare()
     assert tree(small.root) == before

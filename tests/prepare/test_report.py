@@ -9,11 +9,9 @@ import pytest
 
 from dfbench.data.sources import DFBENCH, NUM_TEST, NUM_TRAIN
 from dfbench.errors import InputError
+from dfbench.prepare.reasons import Reason
 from dfbench.prepare.report import (
     COLUMNS,
-    FileSummary,
-    LeftOut,
-    Reason,
     Report,
     check_complete,
     count_sources,
@@ -21,19 +19,23 @@ from dfbench.prepare.report import (
     format_table,
     write_report,
 )
+from dfbench.prepare.validate import AnnotationFile, LeftOut
+from dfbench.prepare.zips import Archive
 
 
 def left_out(row, image, reason):
     return LeftOut(row, image, reason, f"why {row}")
 
 
-def release(*rows, usable=None, path="img_test.json"):
-    kept = Counter(usable or {"Kolors": 10, "CLIVE": 5})
-    return [FileSummary(Path(path), "test", kept.total() + len(rows), kept, list(rows))]
+def release(*rows, usable=None, path="img_test.json", split="test"):
+    counts = usable or {"Kolors": 10, "CLIVE": 5}
+    images = [f"DFBench/{source}/{100 + i}.jpg" for source, count in counts.items() for i in range(count)]
+    row_of = {image: 100 + i for i, image in enumerate(images)}
+    return [AnnotationFile(Path(path), split, row_of, list(rows), len(row_of) + len(rows))]
 
 
-def training():
-    return [FileSummary(Path("img_train.json"), "train", 15, Counter({"Kolors": 10, "CLIVE": 5}), [])]
+def training(usable=None):
+    return release(usable=usable, path="img_train.json", split="train")
 
 
 KOLORS, CLIVE = "DFBench/Kolors/1.jpg", "DFBench/CLIVE/1.bmp"
@@ -81,7 +83,7 @@ def test_zeros_are_dashes():
 def test_the_terminal_names_the_first_rows_that_are_at_fault_and_counts_the_others():
     rows = [left_out(i, KOLORS, Reason.ABSENT) for i in range(1, 14)] + [left_out(14, CLIVE, Reason.JUNK)]
     text = describe(Report([release(*rows)]))
-    assert "img_test.json: row 10: DFBench/Kolors/1.jpg absent from its archive: why 10" in text
+    assert "img_test.json, row 10: DFBench/Kolors/1.jpg absent from its archive: why 10" in text
     assert "row 11" not in text
     assert "... and 3 more rows" in text
     assert "why 14" not in text
@@ -95,8 +97,7 @@ def test_columns_are_explained_where_they_count_something():
 def test_the_released_count_is_shown_where_all_sources_are_there():
     whole = {source.name: 1 for source in DFBENCH}
     assert f"img_test.json: 21 rows (released: {NUM_TEST:,})" in describe(Report([release(usable=whole)]))
-    training = [FileSummary(Path("t.json"), "train", 21, Counter(whole), [])]
-    assert f"t.json: 21 rows (released: {NUM_TRAIN:,})" in describe(Report([training]))
+    assert f"img_train.json: 21 rows (released: {NUM_TRAIN:,})" in describe(Report([training(whole)]))
     assert "released" not in describe(Report([release()]))
 
 
@@ -109,7 +110,7 @@ def test_shapes_that_disagree_are_told():
 
 
 def test_broken_archives_truncated_images_and_unreadable_rows_are_told():
-    archives = [{"path": "LIVE.zip", "error": "100 bytes"}, {"path": "CLIVE.zip", "error": ""}]
+    archives = [Archive(Path("LIVE.zip"), 100, error="100 bytes"), Archive(Path("CLIVE.zip"), 200)]
     faulty = release(left_out(3, "", Reason.BAD_ROW))
     report = Report([faulty], archives=archives, truncated=[KOLORS], num_not_chosen=1234)
     text = describe(report)
@@ -159,7 +160,7 @@ def test_complete(reasons):
 
 @pytest.mark.parametrize("reason", [r for r in Reason if r not in (Reason.JUNK, Reason.REPEATED, Reason.IN_BOTH)])
 def test_incomplete(reason):
-    with pytest.raises(InputError, match=rf"list.csv: found .*\(1 {reason}\)"):
+    with pytest.raises(InputError, match=rf"list.csv: annotated rows have no usable image or label \(1 {reason}\)"):
         verdict(reason)
 
 
@@ -172,24 +173,24 @@ def test_absent_images_are_accepted_up_to_a_number():
 @pytest.mark.parametrize(
     ("reason", "remedy"),
     [
-        (Reason.BROKEN, "download the broken archives again"),
+        (Reason.BROKEN, "Download the broken archives again"),
         (Reason.NO_ARCHIVE, "--sources"),
         (Reason.NOT_EXTRACTED, "without --verify_only"),
         (Reason.UNWRITABLE, "another --image_root"),
-        (Reason.UNDECODABLE, "it extracts damaged images again"),
-        (Reason.AMBIGUOUS, "see the list"),
+        (Reason.UNDECODABLE, "it extracts them again"),
+        (Reason.AMBIGUOUS, "See the list"),
     ],
 )
 def test_what_is_not_absent_is_never_accepted(reason, remedy):
     with pytest.raises(InputError, match=remedy) as caught:
         verdict(reason, Reason.ABSENT, allowed_absent=100)
-    assert "absent" not in caught.value.found
+    assert "absent" not in str(caught.value)
 
 
 def test_training_and_test_annotations_are_both_needed():
     for files, absent in ((release(), "training"), (training(), "test")):
         assert f"no {absent} annotations were found" in describe(Report([files]))
-        with pytest.raises(InputError, match=f"found no released {absent} annotations.*--download"):
+        with pytest.raises(InputError, match=f"no released {absent} annotations.*--download"):
             check_complete(Report([files]), allowed_absent=100, where="list.csv")
     assert "annotations were found" not in describe(Report([release() + training()]))
 

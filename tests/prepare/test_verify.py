@@ -4,8 +4,8 @@ import pytest
 from builders import keys, make_zip, put
 
 from dfbench.data.images import MAX_PIXELS
-from dfbench.prepare.extract import take_stock
-from dfbench.prepare.report import Reason
+from dfbench.prepare.extract import take_inventory
+from dfbench.prepare.reasons import Reason
 from dfbench.prepare.verify import check_image, check_images, repair_images
 
 
@@ -51,12 +51,12 @@ def test_checks_update_the_stock(folders, jpeg, num_workers):
     images = keys("mine", *(f"{i}.jpg" for i in range(300)))
     for i, image in enumerate(images):
         put(root, image, jpeg(1)[: -200 if i == 7 else None] if i != 5 else b"no image")
-    stock = take_stock(images, root, downloads)
-    truncated = check_images(stock, images[:299], root, decode=True, num_workers=num_workers, quiet=True)
-    assert truncated == [images[7]]
-    assert set(stock.faults) == {images[5]}
-    assert stock.faults[images[5]][0] is Reason.UNDECODABLE
-    assert stock.on_disk == set(images) - {images[5]}
+    inventory = take_inventory(images, root, downloads)
+    truncated = check_images(inventory, images[:299], root, decode=True, num_workers=num_workers, quiet=True)
+    assert truncated == {images[7]}
+    assert set(inventory.faults) == {images[5]}
+    assert inventory.faults[images[5]][0] is Reason.UNDECODABLE
+    assert inventory.on_disk == set(images) - {images[5]}
 
 
 @pytest.fixture
@@ -68,30 +68,33 @@ def damaged(folders, jpeg):
     put(root, images[0], bytes(len(jpeg(1))))
     put(root, images[1], jpeg(2)[:-200] + bytes(200))
     put(root, images[2], b"<html>")
-    stock = take_stock(images, root, downloads)
-    assert stock.on_disk == set(images)
-    return stock, images, root
+    inventory = take_inventory(images, root, downloads)
+    assert inventory.on_disk == set(images)
+    return inventory, images, root
 
 
 def test_damaged_images_are_extracted_again_where_their_archive_has_other_bytes(damaged, jpeg):
-    stock, images, root = damaged
-    options = {"num_workers": 1, "quiet": True}
-    truncated = check_images(stock, images, root, decode=True, **options)
-    assert truncated == [images[1]]
-    assert set(stock.faults) == {images[0], images[2]}
+    inventory, images, root = damaged
+    options = {"decode": True, "num_workers": 1, "quiet": True}
+    truncated = check_images(inventory, images, root, **options)
+    assert truncated == {images[1]}
+    assert set(inventory.faults) == {images[0], images[2]}
     before = (root / images[2]).stat().st_mtime_ns
-    assert repair_images(stock, {*truncated, *stock.faults}, root, **options) == set(images[:2])
+    assert repair_images(inventory, truncated, root, **options) == set()
     assert [(root / image).read_bytes() for image in images] == [jpeg(1), jpeg(2), b"<html>"]
     assert (root / images[2]).stat().st_mtime_ns == before
-    assert stock.on_disk == set(images[:2])
-    assert set(stock.faults) == {images[2]}
-    assert check_images(stock, images, root, decode=True, **options) == []
+    assert inventory.on_disk == set(images[:2])
+    assert set(inventory.faults) == {images[2]}
+    assert check_images(inventory, images, root, **options) == set()
 
 
 def test_a_damaged_image_whose_archive_is_broken_too_is_a_fault(damaged):
-    stock, images, root = damaged
-    path = stock.archives[0].path
+    inventory, images, root = damaged
+    path = inventory.archives[0].path
     path.write_bytes(bytes(path.stat().st_size))
-    assert repair_images(stock, {images[0]}, root, num_workers=1, quiet=True) == {images[0]}
-    assert stock.faults[images[0]][0] is Reason.BROKEN
-    assert images[0] not in stock.on_disk
+    options = {"decode": False, "num_workers": 1, "quiet": True}
+    assert check_images(inventory, images[:1], root, **options) == set()
+    assert inventory.faults[images[0]][0] is Reason.UNDECODABLE
+    assert repair_images(inventory, set(), root, **options) == set()
+    assert inventory.faults[images[0]][0] is Reason.BROKEN
+    assert images[0] not in inventory.on_disk

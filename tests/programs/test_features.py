@@ -113,7 +113,7 @@ def test_some_sources_and_a_few_of_each(root: Path, tmp_path: Path) -> None:
     result = run("feature_distribution.py", *arguments[:4], "--sources", "Live")
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
-    assert "no image of Live; expected some of Flick8k, Kolors, LIVE, edit" in result.stderr
+    assert "no image of Live; there are Flick8k, Kolors, LIVE, edit" in result.stderr
 
 
 def test_nothing_to_measure_is_an_error(tmp_path: Path) -> None:

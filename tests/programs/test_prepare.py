@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import runpy
 import signal
 import struct
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 
 from dfbench.data.annotations import Sample, read_annotations
 from dfbench.data.sources import CATALOGUE, source_of
+from dfbench.models.registry import AGENTS, Agent
 from dfbench.paths import REPOSITORY
 
 SCRIPT = REPOSITORY / "scripts" / "prepare_dataset.py"
@@ -66,9 +68,9 @@ def published(tmp_path, encode, write_rows):
     """All layouts of the published archives, sound."""
     downloads = Downloads(tmp_path / "downloads", write_rows)
     live = {f"databaserelease2/{kind}/img{i}.bmp": encode(f"{kind}{i}", "BMP") for kind in KINDS for i in range(1, 6)}
-    litter = dict.fromkeys([f"databaserelease2/{kind}/info.txt" for kind in KINDS], b"img1.bmp 0.5")
+    junk_files = dict.fromkeys([f"databaserelease2/{kind}/info.txt" for kind in KINDS], b"img1.bmp 0.5")
     macos = {"__MACOSX/databaserelease2/gblur/._img1.bmp": b"Mac", "databaserelease2/.DS_Store": b"Bud1"}
-    downloads.zip("LIVE.zip", litter | dict(reversed(live.items())) | macos)
+    downloads.zip("LIVE.zip", junk_files | dict(reversed(live.items())) | macos)
     for name, data in live.items():
         downloads.expected[f"DFBench/LIVE/{name.removeprefix('databaserelease2/').replace('.bmp', '.jpg')}"] = data
     flickr = {f"Images/{1000 + i}_ab.jpg": encode(f"flickr{i}") for i in range(6)}
@@ -203,7 +205,9 @@ def test_awkward_archives_outcome_by_outcome(published, tmp_path, encode):
         in done.stdout
     )
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith(f"error: {root / 'DFBench/prepare_left_out.csv'}: found rows without a usable image")
+    assert done.stderr.startswith(
+        f"error: {root / 'DFBench/prepare_left_out.csv'}: annotated rows have no usable image"
+    )
     assert not list(tmp_path.rglob("*evil*"))
     assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
 
@@ -425,7 +429,7 @@ def test_annotations_of_one_split_alone_are_told(published, tmp_path, stem, name
         path.unlink()
     done = run(published, tmp_path / "out", "--allow_missing", status=1)
     assert f"no {name} annotations were found" in done.stdout
-    assert f"found no released {name} annotations" in done.stderr
+    assert f"there are no released {name} annotations" in done.stderr
 
 
 def test_a_name_too_long_for_the_disk_is_one_fault_and_the_rest_goes_on(published, tmp_path):
@@ -438,7 +442,19 @@ def test_a_name_too_long_for_the_disk_is_one_fault_and_the_rest_goes_on(publishe
     assert images_below(tmp_path / "out") == published.expected
 
 
-def test_help():
-    done = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True)
+def test_help_loads_nothing_slow():
+    done = subprocess.run([sys.executable, "-X", "importtime", str(SCRIPT), "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "--allow_missing" in done.stdout
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "dfbench.prepare.pipeline" in loaded
+    assert not loaded & {"torch", "transformers", "pandas", "sklearn", "scipy", "huggingface_hub"}
+
+
+def test_a_further_agent_gets_its_annotations(monkeypatch):
+    script = runpy.run_path(str(SCRIPT))
+    agent = Agent("fourth", "Fourth", "internvl", "x/y", "data/train.jsonl", "data/test.jsonl", "python evaluate.py")
+    monkeypatch.setitem(AGENTS, "fourth", agent)
+    target = script["model_targets"]()[-1]
+    names = [target.path(split).relative_to(REPOSITORY).as_posix() for split in ("train", "val", "test")]
+    assert names == ["fourth/data/train.jsonl", "fourth/data/img_val.jsonl", "fourth/data/test.jsonl"]
