@@ -37,6 +37,7 @@ TESTS_OF_NO_MODULE = (
     "programs",  # the programs of the root and of scripts/, by what they do
     "test_architecture.py",  # this one
     "test_gpu.py",  # what needs a CUDA device, of several modules
+    "models/packed/test_padding.py",  # both families' batches, padded to one shape
     "report/test_browser.py",  # the report's script, in a browser
     "training/test_prompt_parity.py",  # the prompts of training and of scoring, side by side
 )

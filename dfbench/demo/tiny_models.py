@@ -10,9 +10,10 @@ structure; random ones drown it. The filters of the tiny models are therefore ra
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -131,10 +132,15 @@ def make_internvl2_5(seed: int) -> tuple[PreTrainedModel, ProcessorMixin]:
     return _make_internvl(seed, 430, text, vision=_sizes(64, 128, layers=2, heads=4))
 
 
-def make_internvl3(seed: int) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """A tiny InternVL3 and its processor: other sizes, and fewer heads for keys than for queries."""
-    text = _sizes(96, 192, layers=2, heads=6, num_key_value_heads=2, rope_theta=5e7)
-    return _make_internvl(seed, 446, text, vision=_sizes(48, 128, layers=3, heads=4))
+def make_internvl3(
+    seed: int, *, text: Mapping[str, Any] = MappingProxyType({}), vision: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A tiny InternVL3 and its processor: other sizes, and fewer heads for keys than for queries.
+
+    text, vision: settings of its two configs that are to differ.
+    """
+    text = _sizes(96, 192, layers=2, heads=6, num_key_value_heads=2, rope_theta=5e7) | text
+    return _make_internvl(seed, 446, text, vision=_sizes(48, 128, layers=3, heads=4) | vision)
 
 
 def _sizes(hidden: int, mlp: int, *, layers: int, heads: int, **others: float) -> dict[str, float]:

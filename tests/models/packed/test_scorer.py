@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from dfbench.data.images import load_image
-from dfbench.demo.tiny_models import INTERNVL3, InternVLShape, make_internvl
+from dfbench.demo.tiny_models import make_internvl3
 from dfbench.errors import InputError
 from dfbench.models.base import ModelInputs, Prompt, Scorer
 from dfbench.models.hf import TransformersScorer
@@ -146,7 +146,7 @@ QWEN3 = {"model_type": "qwen3", "head_dim": 16}
 @pytest.fixture
 def internvl3_5(tmp_path) -> Path:
     """A tiny checkpoint of InternVL3.5's shape, whose tokenizer puts no BOS."""
-    model, processor = make_internvl(InternVLShape(INTERNVL3.vocabulary, INTERNVL3.text | QWEN3, INTERNVL3.vision), 0)
+    model, processor = make_internvl3(seed=0, text=QWEN3)
     processor.tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     for part in (model, processor):
         part.save_pretrained(tmp_path / "internvl3.5")
@@ -270,10 +270,9 @@ TEXT_MODELS = {
 def test_no_text_model_is_scored_otherwise_than_by_transformers(checkpoints, prepare_all, logits, kind):
     """Either refused by name, or equal."""
     text, known = TEXT_MODELS[kind]
-    text = {"rope_theta": 1e6, **INTERNVL3.text, **text}
     if "rope_parameters" in text:
-        text["rope_parameters"] = {"rope_theta": text.pop("rope_theta"), **text["rope_parameters"]}
-    model, _ = make_internvl(InternVLShape(INTERNVL3.vocabulary, text, INTERNVL3.vision), seed=0)
+        text = {**text, "rope_parameters": {"rope_theta": 5e7, **text["rope_parameters"]}}
+    model, _ = make_internvl3(seed=0, text=text)
     check(model.eval(), InternVLScorer, load_prompt(checkpoints["internvl3"]), known, prepare_all, logits)
 
 
@@ -307,7 +306,7 @@ VISION = {
 @pytest.mark.parametrize("kind", VISION)
 def test_no_vision_tower_is_scored_otherwise_than_by_transformers(checkpoints, prepare_all, logits, kind):
     vision, known = VISION[kind]
-    model, _ = make_internvl(InternVLShape(INTERNVL3.vocabulary, INTERNVL3.text, INTERNVL3.vision | vision), seed=0)
+    model, _ = make_internvl3(seed=0, vision=vision)
     check(model.eval(), InternVLScorer, load_prompt(checkpoints["internvl3"]), known, prepare_all, logits)
 
 
