@@ -15,6 +15,10 @@ class InputError(Exception):
         super().__init__(" ".join(str(message).split()))
 
 
+class OptionError(InputError):
+    """Options that do not go together, or that this machine cannot do. Programs exit with status 2."""
+
+
 def shorten(value: object, limit: int = 80) -> str:
     """`repr` of a value for a message: one line, at most `limit` characters."""
     text = repr(value)

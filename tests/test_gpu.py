@@ -19,7 +19,7 @@ from dfbench.models.registry import load_prompt, load_scorer
 from dfbench.paths import REPOSITORY
 from dfbench.predictions.reader import read_detector
 from dfbench.scoring.batching import make_plan, measure_sizes
-from dfbench.scoring.engine import Preparation
+from dfbench.scoring.loader import Preparation
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 

@@ -24,7 +24,6 @@ from transformers.utils import logging as transformers_logging
 
 from dfbench.data.images import ImageError
 from dfbench.errors import InputError, shorten
-from dfbench.io import read_json_object
 from dfbench.models.checkpoints import read_adapter_config
 from dfbench.models.packed.fp8 import quantize
 from dfbench.models.packed.layers import fuse_decoder_layer, fuse_vision_block
@@ -76,6 +75,7 @@ class Prompt(ABC):
     checkpoint: Path
     image_token_id: int
     answer_tokens: tuple[int, int]
+    engine: str = "packed"
     prefix: list[int]
     depends_on_size: bool
 
@@ -203,20 +203,6 @@ class Scorer(ABC):
         return two_letter_logits(self.model.lm_head, self.language.norm(last), self.prompt.answer_tokens)[
             : len(batch["count"])
         ]
-
-
-def read_config(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint folder's config.json. Raises InputError where it is none."""
-    path = checkpoint / "config.json"
-    if not path.exists():
-        what = "no config.json in it" if checkpoint.is_dir() else "no such folder"
-        raise InputError(
-            checkpoint,
-            found=what,
-            expected="a checkpoint folder",
-            remedy="download the weights or name the merged folder",
-        )
-    return read_json_object(path, expected="a config, a JSON object", remedy="download it again")
 
 
 def load_model(checkpoint: Path, *, device: str, dtype: str, adapter: Path | None = None) -> PreTrainedModel:

@@ -31,6 +31,15 @@ def find_weights(model_path: Path | None, adapter: Path | None, trained: Path) -
     return base, adapter
 
 
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint folder's config.json. Raises InputError where it is none."""
+    path = checkpoint / "config.json"
+    if not path.exists():
+        what = "no config.json in this folder" if checkpoint.is_dir() else "no such folder"
+        raise InputError(f"{checkpoint}: {what}. Download the weights, or name the merged folder.")
+    return read_json_object(path, expected="a config, a JSON object", remedy="download it again")
+
+
 def newest_adapter(trained: Path) -> Path:
     """The LoRA adapter that was written last into the folder. Raises InputError where there is none."""
     adapter = _newest(_adapters(trained))

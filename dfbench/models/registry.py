@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfbench.errors import InputError, shorten
+from dfbench.models.checkpoints import read_config
 from dfbench.paths import REPOSITORY, RESULTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dfbench.models.base import Prompt, Scorer
+
+
+ENGINES = ("auto", "packed", "transformers")
+"""auto: the packed layers where they compute all of the model, or else transformers' own forward pass."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,26 @@ def family_of(model_type: str | None) -> Family | None:
     return next((family for family in FAMILIES.values() if model_type in family.model_types), None)
 
 
+def check_checkpoint(checkpoint: Path, only: str | None = None) -> Family:
+    """The family of a checkpoint folder, by its config.json alone. Raises InputError where there is none, and for
+    another family than the one named `only`: one model under another's name would count twice in MoA-DF.
+    """
+    model_type = read_config(checkpoint).get("model_type")
+    family = FAMILIES["internvl"] if model_type == "internvl_chat" else family_of(model_type)  # the former is converted
+    if family is None:
+        known = " or ".join(name for each in FAMILIES.values() for name in each.model_types)
+        raise InputError(
+            f"{checkpoint / 'config.json'}: model_type is {shorten(model_type)}; expected {known}. "
+            f"Name a checkpoint of such a model."
+        )
+    if only and family.name != only:
+        raise InputError(
+            f"{checkpoint}: a checkpoint of the family {family.name}, not {only}. "
+            f"Correct --model_path, or use that model's own folder."
+        )
+    return family
+
+
 def _load(name: str) -> Any:
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
@@ -162,34 +187,25 @@ def _load(name: str) -> Any:
 
 def usable_checkpoint(checkpoint: Path) -> Path:
     """The folder to load: an original InternVL one is converted, once, beside itself. Raises InputError."""
-    from dfbench.models.base import read_config
     from dfbench.models.internvl_convert.convert import native_checkpoint
 
     read_config(checkpoint)
     return native_checkpoint(checkpoint)
 
 
-def load_prompt(checkpoint: Path, protocol: str = "upstream") -> "Prompt":
-    """The CPU side of a checkpoint folder, by its config's `model_type`.
+def load_prompt(checkpoint: Path, protocol: str | None = None, *, engine: str = "auto") -> "Prompt":
+    """The CPU side of a checkpoint folder, by its config's `model_type`. protocol: None for the family's first.
 
     Raises InputError for any other family, and where the tokenizer or the image processor is missing or broken.
     """
     from huggingface_hub.errors import StrictDataclassError
 
-    from dfbench.models.base import read_config
-
     checkpoint = usable_checkpoint(checkpoint)
-    model_type = read_config(checkpoint).get("model_type")
-    family = family_of(model_type)
-    if family is None:
-        known = " or ".join(name for each in FAMILIES.values() for name in each.model_types)
-        raise InputError(
-            f"{checkpoint / 'config.json'}: model_type is {shorten(model_type)}; expected {known}. "
-            f"Name a checkpoint of such a model."
-        )
+    family = check_checkpoint(checkpoint)
     prompt_class = _load(family.prompt)
+    options = (protocol or family.protocols[0],) if family.protocols else ()
     try:
-        return prompt_class(checkpoint, protocol) if family.protocols else prompt_class(checkpoint)
+        return prompt_class(checkpoint, *options)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -199,7 +215,14 @@ def load_prompt(checkpoint: Path, protocol: str = "upstream") -> "Prompt":
 
 
 def load_scorer(
-    prompt: "Prompt", *, device: str, dtype: str, adapter: Path | None = None, compiled: bool = False, fp8: bool = False
+    prompt: "Prompt",
+    *,
+    device: str,
+    dtype: str,
+    adapter: Path | None = None,
+    compiled: bool = False,
+    fp8: bool = False,
+    engine: str = "auto",
 ) -> "Scorer":
     """The GPU side of the same checkpoint, weights loaded; `compiled` and `fp8`: see `Scorer`, `Scorer.quantize`.
 

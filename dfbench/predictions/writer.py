@@ -23,6 +23,9 @@ from dfbench.predictions.schema import COLUMNS, ERROR_COLUMNS, WARNING_COLUMNS, 
 Batch = Sequence[str]
 """The images of one batch."""
 
+Tables = list[dict[str, bytes]]
+"""image -> its line in the CSV, the errors CSV and the warnings CSV."""
+
 _KINDS = ((Path, COLUMNS), (errors_path, ERROR_COLUMNS), (warnings_path, WARNING_COLUMNS))
 """The three files of a run: how each path follows from the CSV's, and its columns."""
 
@@ -51,18 +54,24 @@ def refuse_busy(csv_path: Path) -> None:
 
 
 def consolidate(
-    csv_path: Path, batches: Sequence[Batch], order: Sequence[str] | None = None, *, again: Collection[str] = ()
+    csv_path: Path,
+    batches: Sequence[Batch],
+    order: Sequence[str] | None = None,
+    *,
+    again: Collection[str] = (),
+    tables: Tables | None = None,
 ) -> set[int]:
     """Bring the files of earlier runs, parts included, into the CSV, its errors and its warnings.
 
     order: all images as the files shall have them; without it, as the batches do. again: images whose batches do not
-    count as done. Whatever belongs to a batch that is not done is dropped. Returns the indices of the batches that are
-    done. Each file is put in place at once, the parts are removed after that: a kill in between loses nothing. Raises
-    InputError where a file holds images that are not of this run, or has other columns.
+    count as done. tables: what `read_tables` gave of the files, where that was called already. Whatever belongs to a
+    batch that is not done is dropped. Returns the indices of the batches that are done. Each file is put in place at
+    once, the parts are removed after that: a kill in between loses nothing. Raises InputError where a file holds images
+    that are not of this run, or has other columns.
     """
     csv_path.parent.mkdir(parents=True, exist_ok=True)
     parts = part_paths(csv_path)
-    tables = _tables((csv_path, *parts))
+    tables = tables or read_tables(csv_path)
     _refuse_strangers(csv_path, tables, batches)
     done = {index for index in _done(tables, batches) if not any(image in again for image in batches[index])}
     scored = {image for index in done for image in batches[index]}
@@ -79,9 +88,13 @@ def done_batches(csv_path: Path, batches: Sequence[Batch]) -> set[int]:
     return _done(_tables([csv_path]), batches)
 
 
-def written_cells(csv_path: Path) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """image -> label, image -> error and image -> warning out of the three files and their parts."""
-    tables = _tables((csv_path, *part_paths(csv_path)))
+def read_tables(csv_path: Path) -> Tables:
+    """The rows, errors and warnings that stand in a CSV's three files and their parts."""
+    return _tables((csv_path, *part_paths(csv_path)))
+
+
+def written_cells(tables: Tables) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """image -> label, image -> error and image -> warning out of `read_tables`."""
     return tuple({image: _cells(line)[1] for image, line in lines.items()} for lines in tables)
 
 
@@ -185,9 +198,9 @@ def _claim(file: BinaryIO, path: Path) -> None:
         pass  # a file system without locks
 
 
-def _tables(csv_paths: Sequence[Path]) -> list[dict[str, bytes]]:
-    """image -> its line, of rows, errors and warnings, out of a CSV and its parts; the first file wins."""
-    tables: list[dict[str, bytes]] = []
+def _tables(csv_paths: Sequence[Path]) -> Tables:
+    """The lines of a CSV and its parts; the first file wins."""
+    tables: Tables = []
     for path_of, columns in _KINDS:
         lines: dict[str, bytes] = {}
         for csv_path in csv_paths:
