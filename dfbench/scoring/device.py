@@ -1,6 +1,7 @@
 """What a run computes on: the device and the defaults that depend on it, resolved once, when the run starts."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -58,8 +59,11 @@ def resolve(config: ScoringConfig) -> Runtime:
     dtype = config.dtype or ("bfloat16" if on_gpu else "float32")
     compiled = on_gpu and dtype != "float32" and not config.eager
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are the parallelism
-    if compiled:
-        _keep_compiled_code()
+    if compiled:  # kept for later runs: torch's own place, the temporary folder, is emptied now and then
+        with suppress(OSError):  # a home that cannot be written to: torch's place it is
+            folder = cache_folder() / "compiled"
+            folder.mkdir(parents=True, exist_ok=True)
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     workers = min(16, os.cpu_count() or 1) if on_gpu else 0
     return Runtime(
         device=device,
@@ -90,13 +94,3 @@ def _see_own_gpu() -> None:
         gpus = visible.split(",") if visible is not None else None
         own = str(local) if gpus is None else gpus[local] if local < len(gpus) else ""
         os.environ["CUDA_VISIBLE_DEVICES"] = own
-
-
-def _keep_compiled_code() -> None:
-    """Compiled layers are kept for later runs; torch's own place, the temporary folder, is emptied now and then."""
-    folder = cache_folder() / "compiled"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that cannot be written to: torch's place it is
-        return
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))

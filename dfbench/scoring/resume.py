@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,14 +45,9 @@ class RunState:
         return cls(read_tables(csv_path), read_info(csv_path))
 
     @cached_property
-    def labels(self) -> dict[str, str]:
-        """image -> label of each row."""
-        return written_cells(self.tables)[0]
-
-    @cached_property
-    def errors(self) -> dict[str, str]:
-        """image -> why it has no answer."""
-        return written_cells(self.tables)[1]
+    def cells(self) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+        """image -> label of its row, image -> error, image -> warning."""
+        return written_cells(self.tables)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -82,7 +78,8 @@ def _digest(texts: Iterable[str]) -> str:
 
 def check_resume(csv_path: Path, state: RunState, identity: dict[str, Any], samples: Sequence[Sample]) -> None:
     """Raise InputError where the file was begun with another model, engine, dtype, protocol or other annotations."""
-    written = state.labels.keys() | state.errors.keys()
+    labels, errors, _ = state.cells
+    written = labels.keys() | errors.keys()
     if not written or written - {sample.image for sample in samples}:  # `consolidate` names images of another run
         return
     begun = state.metadata.get("identity")
@@ -95,10 +92,9 @@ def check_resume(csv_path: Path, state: RunState, identity: dict[str, Any], samp
     if _asks_otherwise(begun, identity, [sample for sample in samples if sample.image in written]):
         raise _other(csv_path, "it holds answers to other questions than those of the annotations")
     for sample in samples:
-        label = state.labels.get(sample.image, sample.label)
-        if label != sample.label:
-            labels = f"label {shorten(label)}, and the annotations {shorten(sample.label)}"
-            raise _other(csv_path, f"{sample.image} has {labels}")
+        if (label := labels.get(sample.image, sample.label)) != sample.label:
+            found = f"{sample.image} has label {shorten(label)}, and the annotations {shorten(sample.label)}"
+            raise _other(csv_path, found)
 
 
 def _asks_otherwise(begun: dict[str, Any], identity: dict[str, Any], written: Sequence[Sample]) -> bool:
@@ -119,14 +115,12 @@ def mended_images(
     state: RunState, samples: Sequence[Sample], image_root: Path, prompt: Prompt, *, strict: bool
 ) -> set[str]:
     """Images that could not be prepared then and can be now: the batches that they are in are done again."""
-    failed = [sample for sample in samples if state.errors.get(sample.image, NOT_FINITE) != NOT_FINITE]
-    mended = set()
-    for sample in failed:
-        try:
-            prepare_image(sample, image_root, prompt, strict=strict)
-        except ImageError:
-            continue
-        mended.add(sample.image)
+    errors, mended = state.cells[1], set()
+    for sample in samples:
+        if errors.get(sample.image, NOT_FINITE) != NOT_FINITE:
+            with suppress(ImageError):
+                prepare_image(sample, image_root, prompt, strict=strict)
+                mended.add(sample.image)
     if mended:
         logger.info("%d images that could not be read can be now", len(mended))
     return mended
