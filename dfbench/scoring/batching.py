@@ -106,7 +106,9 @@ def make_plan(
             batch = _OpenBatch()
             batches.append(batch)
             open_batches.append(batch)
-        batch.add(index, size)
+        batch.members.append(index)
+        batch.tokens += size.tokens
+        batch.vision += size.vision
     planned = [
         PlannedBatch(tuple(samples[i] for i in batch.members), tuple(sizes[i] for i in batch.members))
         for batch in batches
@@ -121,11 +123,6 @@ class _OpenBatch:
     members: list[int] = field(default_factory=list)
     tokens: int = 0
     vision: int = 0
-
-    def add(self, index: int, size: SequenceSize) -> None:
-        self.members.append(index)
-        self.tokens += size.tokens
-        self.vision += size.vision
 
 
 def fitting_shape(batches: Sequence[PlannedBatch]) -> PackShape:

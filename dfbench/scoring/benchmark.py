@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,24 +46,11 @@ def _internvl(hidden: int, mlp: int, layers: int, kv_heads: int, vocabulary: int
 
 REAL_SHAPES: dict[str, dict[str, Any]] = {
     "qwen2.5": {
-        "text_config": {
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 128000,
-            "layer_types": ["full_attention"] * 28,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-        },
-        "vision_config": {
-            "depth": 32,
-            "hidden_size": 1280,
-            "intermediate_size": 3420,
-            "num_heads": 16,
-            "out_hidden_size": 3584,
-            "fullatt_block_indexes": [7, 15, 23, 31],
-        },
+        "text_config": dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28)
+        | dict(num_key_value_heads=4, max_position_embeddings=128000, layer_types=["full_attention"] * 28)
+        | dict(rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}),
+        "vision_config": dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=3584)
+        | dict(fullatt_block_indexes=[7, 15, 23, 31]),
     },
     "internvl2.5": _internvl(hidden=4096, mlp=14336, layers=32, kv_heads=8, vocabulary=92553),
     "internvl3": _internvl(hidden=4096, mlp=10240, layers=48, kv_heads=2, vocabulary=128142),
@@ -249,17 +235,10 @@ def run_packed(
 ) -> Outcome:
     """The whole scoring run over some of the plan's batches, the model being there already."""
     shape = plan.shape if compiled else None
-    prepare = partial(Preparation, image_root=image_root, prompt=scorer.prompt, shape=shape)
+    preparation = Preparation(plan.batches[batches], image_root, scorer.prompt, shape)
+    pinned = scorer.device.type == "cuda"
     with RecordWriter(csv_path) as writer:
-        return score_batches(
-            plan.batches[batches],
-            prepare,
-            lambda: scorer,
-            writer,
-            workers=workers,
-            pin_memory=scorer.device.type == "cuda",
-            quiet=True,
-        )
+        return score_batches(preparation, lambda: scorer, writer, workers=workers, pin_memory=pinned, quiet=True)
 
 
 def preparation_rate(plan: Plan, image_root: Path, prompt: Prompt, workers: int, *, compiled: bool) -> float:

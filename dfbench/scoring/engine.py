@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -57,8 +57,7 @@ class Outcome:
 
 
 def score_batches(
-    batches: Sequence[PlannedBatch],
-    prepare: Callable[..., Preparation],
+    preparation: Preparation,
     load_scorer: Callable[[], Scorer],
     writer: RecordWriter,
     *,
@@ -67,22 +66,21 @@ def score_batches(
     num_done: int = 0,
     quiet: bool = False,
 ) -> Outcome:
-    """Score planned batches in order and write each.
+    """Score planned batches in order and write each. num_done: images done before, for the progress bar.
 
-    prepare: (batches, pieces=) -> Preparation. num_done: images done before, for the progress bar.
     The model is loaded (`load_scorer`) while the workers prepare the first images. An image that cannot be prepared, or
     whose logits are not finite, becomes a row of the errors CSV. Where the GPU runs out of memory, batches go through
     it in twice as many pieces from then on; a single image that does not fit raises InputError.
     """
-    outcome, position = Outcome(), 0
+    outcome, position, batches = Outcome(), 0, preparation.batches
     scorer: Scorer | None = None
     total = num_done + sum(len(batch.samples) for batch in batches)
     hidden = quiet or not sys.stderr.isatty()
     with tqdm(total=total, initial=num_done, unit="img", desc="scoring", smoothing=0.05, disable=hidden) as bar:
         while position < len(batches):
             # Workers are forked here: at first before the model and CUDA exist in this process.
-            dataset = prepare(batches[position:], pieces=outcome.pieces)
-            prepared = load_batches(dataset, workers, pin_memory=pin_memory)
+            left = replace(preparation, batches=batches[position:], pieces=outcome.pieces)
+            prepared = load_batches(left, workers, pin_memory=pin_memory)
             if scorer is None:
                 scorer = load_scorer()
                 bar.unpause()

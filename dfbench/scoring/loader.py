@@ -41,24 +41,24 @@ class PreparedBatch:
         return self
 
 
+@dataclass
 class Preparation(Dataset):
-    """Item i is planned batch i, decoded and collated into `pieces` packs: the work of the worker processes."""
+    """Item i is planned batch i, decoded and collated into `pieces` packs: the work of the worker processes.
 
-    def __init__(
-        self,
-        batches: Sequence[PlannedBatch],
-        image_root: Path,
-        prompt: Prompt,
-        *,
-        shape: PackShape | None = None,
-        pieces: int = 1,
-        strict: bool = False,
-    ) -> None:
-        """shape: pad every pack to it (compiled code needs one shape); None for shapes that follow the batch."""
-        self.batches, self.image_root, self.prompt, self.strict = batches, image_root, prompt, strict
-        self.shape, self.pieces = shape, pieces
-        if shape and pieces > 1:
-            self.shape = fitting_shape([piece for batch in batches for piece in split_batch(batch, pieces)])
+    shape: pad every pack to it (compiled code needs one shape), or to a smaller one if there are more pieces; None for
+    shapes that follow the batch. strict: a truncated image is an error.
+    """
+
+    batches: Sequence[PlannedBatch]
+    image_root: Path
+    prompt: Prompt
+    shape: PackShape | None = None
+    pieces: int = 1
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shape and self.pieces > 1:
+            self.shape = fitting_shape([piece for batch in self.batches for piece in split_batch(batch, self.pieces)])
 
     def __len__(self) -> int:
         return len(self.batches)

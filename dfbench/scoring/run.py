@@ -164,14 +164,7 @@ def _score_shard(
     """Score this process's shard of the batches that are not done."""
     left = [index for index in range(len(plan.batches)) if index not in done]
     mine = shard(left, [batch.total.tokens for batch in plan.batches], ranks.world)[ranks.rank]
-    num_done = sum(len(plan.batches[index].samples) for index in done) if ranks.world == 1 else 0
-    prepare = partial(
-        Preparation,
-        image_root=config.image_root,
-        prompt=prompt,
-        shape=plan.shape if runtime.compiled else None,
-        strict=config.strict_images,
-    )
+    shape = plan.shape if runtime.compiled else None
     load = partial(
         load_scorer,
         prompt,
@@ -185,13 +178,14 @@ def _score_shard(
     path = config.output_csv if ranks.world == 1 else part_path(config.output_csv, ranks.rank)
     with RecordWriter(path) as writer:
         return score_batches(
-            [plan.batches[index] for index in mine],
-            prepare,
+            Preparation(
+                [plan.batches[index] for index in mine], config.image_root, prompt, shape, strict=config.strict_images
+            ),
             load,
             writer,
             workers=runtime.workers,
             pin_memory=runtime.on_gpu,
-            num_done=num_done,
+            num_done=sum(len(plan.batches[index].samples) for index in done) if ranks.world == 1 else 0,
             quiet=config.quiet or not ranks.is_main,
         )
 
