@@ -173,7 +173,6 @@ def _score_shard(
         adapter=config.adapter,
         compiled=runtime.compiled,
         fp8=config.precision == "fp8",
-        engine=prompt.engine,
     )
     path = config.output_csv if ranks.world == 1 else part_path(config.output_csv, ranks.rank)
     with RecordWriter(path) as writer:

@@ -44,9 +44,9 @@ def test_the_engine_reaches_the_scorer_and_the_metadata(config, monkeypatch, ask
     from dfbench.scoring import run
 
     given, load = [], run.load_scorer
-    monkeypatch.setattr(run, "load_scorer", lambda prompt, **options: given.append(options) or load(prompt, **options))
+    monkeypatch.setattr(run, "load_scorer", lambda prompt, **options: given.append(prompt) or load(prompt, **options))
     score(replace(config, engine=asked))
-    assert given[0]["engine"] == used
+    assert given[0].engine == used
     info = json.loads(config.output_csv.with_suffix(".json").read_text())
     assert info["identity"]["engine"] == used
     other = "packed" if used == "transformers" else "transformers"
