@@ -11,6 +11,23 @@ from dfbench.io import read_json_object
 logger = logging.getLogger(__name__)
 
 
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint folder's config.json. Raises InputError where it is none."""
+    path = checkpoint / "config.json"
+    if not path.exists():
+        what = "no config.json in this folder" if checkpoint.is_dir() else "no such folder"
+        raise InputError(f"{checkpoint}: {what}. Download the weights, or name the merged folder.")
+    return read_json_object(path, expected="a config, a JSON object", remedy="download it again")
+
+
+def usable_checkpoint(checkpoint: Path) -> Path:
+    """The folder to load: an original InternVL one is converted, once, beside itself. Raises InputError."""
+    from dfbench.models.internvl_convert.convert import native_checkpoint  # only now: it imports torch
+
+    read_config(checkpoint)
+    return native_checkpoint(checkpoint)
+
+
 def find_weights(model_path: Path | None, adapter: Path | None, trained: Path) -> tuple[Path, Path | None]:
     """(checkpoint, adapter or None) to score. What is not named is looked for in the folder `trained`: the newest
     merged model, or the newest adapter and its base model where that is newer. Raises InputError where there is
@@ -29,15 +46,6 @@ def find_weights(model_path: Path | None, adapter: Path | None, trained: Path) -
     base = read_base_model(adapter)
     logger.info("model: %s with adapter %s", base, adapter)
     return base, adapter
-
-
-def read_config(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint folder's config.json. Raises InputError where it is none."""
-    path = checkpoint / "config.json"
-    if not path.exists():
-        what = "no config.json in this folder" if checkpoint.is_dir() else "no such folder"
-        raise InputError(f"{checkpoint}: {what}. Download the weights, or name the merged folder.")
-    return read_json_object(path, expected="a config, a JSON object", remedy="download it again")
 
 
 def newest_adapter(trained: Path) -> Path:

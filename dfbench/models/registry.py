@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfbench.errors import InputError, shorten
-from dfbench.models.checkpoints import read_config
+from dfbench.models.checkpoints import read_config, usable_checkpoint
 from dfbench.paths import REPOSITORY, RESULTS
 
 if TYPE_CHECKING:
@@ -183,14 +183,6 @@ def check_checkpoint(checkpoint: Path, only: str | None = None) -> Family:
 def _load(name: str) -> Any:
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
-
-
-def usable_checkpoint(checkpoint: Path) -> Path:
-    """The folder to load: an original InternVL one is converted, once, beside itself. Raises InputError."""
-    from dfbench.models.internvl_convert.convert import native_checkpoint
-
-    read_config(checkpoint)
-    return native_checkpoint(checkpoint)
 
 
 def load_prompt(checkpoint: Path, protocol: str | None = None, *, engine: str = "auto") -> "Prompt":

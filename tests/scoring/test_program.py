@@ -371,7 +371,7 @@ def test_a_tiff_that_is_to_be_turned_is_scored(evaluate, checkpoints, tmp_path, 
 def test_no_weights_at_all(evaluate, photo_set, output, tmp_path):
     paths = ["--dataset_path", photo_set.messages, "--output_csv", output, "--train_dir", tmp_path / "output_ckpt"]
     error = one_error(evaluate(*paths))
-    assert "output_ckpt: found no merged model and no adapter; expected the result of training; train first" in error
+    assert re.search("output_ckpt: .*no merged model and no adapter.*[Tt]rain first", error)
 
 
 def test_a_folder_of_another_family(evaluate, usual, tmp_path):
@@ -383,7 +383,7 @@ def test_weights_that_are_cut_off(evaluate, usual, checkpoints, tmp_path, output
     folder = shutil.copytree(checkpoints["internvl3"], tmp_path / "cut")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
-    assert f"error: {folder}: found " in one_error(evaluate(*usual, "--model_path", folder))
+    assert f"error: {folder}: " in one_error(evaluate(*usual, "--model_path", folder))
 
 
 def test_an_adapter_of_another_model(evaluate, usual, checkpoints, tmp_path, output):
@@ -394,13 +394,13 @@ def test_an_adapter_of_another_model(evaluate, usual, checkpoints, tmp_path, out
     name = "base_model.model.model.language_model.layers.9.self_attn.q_proj.lora_A.weight"
     save_file({name: torch.zeros(2, 96)}, adapter / "adapter_model.safetensors")
     error = one_error(evaluate(*usual, "--model_path", checkpoints["internvl3"], "--adapter", adapter))
-    assert f"error: {adapter}: found 1" in error
-    assert "expected a LoRA adapter of this model" in error
+    assert error.startswith(f"error: {adapter}: ")
+    assert "1 weights that do not match the model's layers, such as " in error
 
 
 def test_an_adapter_that_is_none(evaluate, usual, checkpoints, tmp_path):
     error = one_error(evaluate(*usual, "--model_path", checkpoints["internvl3"], "--adapter", tmp_path))
-    assert "found no adapter_config.json; expected a LoRA adapter folder" in error
+    assert re.search(rf"error: {tmp_path}: .*no adapter_config.json.* a LoRA adapter", error)
 
 
 # ------------------------------------------------------------------------------------------------- files on the disk
