@@ -93,7 +93,12 @@ def read_tables(csv_path: Path) -> Tables:
     return _tables((csv_path, *part_paths(csv_path)))
 
 
-def written_cells(tables: Tables) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+def written_cells(csv_path: Path) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """image -> label, image -> error and image -> warning out of the three files and their parts."""
+    return second_cells(read_tables(csv_path))
+
+
+def second_cells(tables: Tables) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     """image -> label, image -> error and image -> warning out of `read_tables`."""
     return tuple({image: _cells(line)[1] for image, line in lines.items()} for lines in tables)
 

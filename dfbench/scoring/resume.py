@@ -14,7 +14,7 @@ from dfbench.data.images import ImageError
 from dfbench.errors import InputError, shorten
 from dfbench.models.base import Prompt
 from dfbench.predictions.schema import NOT_FINITE, read_info
-from dfbench.predictions.writer import Tables, read_tables, written_cells
+from dfbench.predictions.writer import Tables, read_tables, second_cells
 from dfbench.scoring.loader import prepare_image
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class RunState:
     @cached_property
     def cells(self) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
         """image -> label of its row, image -> error, image -> warning."""
-        return written_cells(self.tables)
+        return second_cells(self.tables)
 
     @property
     def counts(self) -> dict[str, int]:
