@@ -117,12 +117,12 @@ def test_help_and_wrong_paths_import_neither_torch_nor_transformers(checkpoints,
     }  # fmt: skip
     arguments = right | {wrong: "/dev/null/nowhere"} if wrong else {"--help": ""}
     words = [str(word) for pair in arguments.items() for word in pair if word]
-    code = "import runpy, sys\ntry: runpy.run_path(sys.argv[1], run_name='__main__')\n"
+    code = "import runpy, sys\ndel sys.argv[0]\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\n"
     code += "finally: print('HEAVY', *sys.modules.keys() & {'torch', 'transformers', 'pandas', 'PIL'}, file=sys.stderr)"
     program = REPOSITORY / "internvl3" / "evaluate_logit.py"
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code, program, *words], capture_output=True, text=True)
     assert time.monotonic() - began < 5  # 1 s on a machine that has nothing else to do
     assert done.returncode == (1 if wrong else 0), done.stderr
-    assert done.stderr.splitlines()[-1] == "HEAVY ", done.stderr
+    assert done.stderr.splitlines()[-1] == "HEAVY", done.stderr
     assert (len(done.stderr.splitlines()) == 2) == bool(wrong)
