@@ -36,7 +36,9 @@ def dry(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("shell", TRAIN + EVALUATE + MERGE + ("scripts/setup.sh", "scripts/test.sh"))
+@pytest.mark.parametrize(
+    "shell", TRAIN + EVALUATE + MERGE + ("scripts/score.sh", "scripts/setup.sh", "scripts/test.sh")
+)
 def test_shells_are_posix(shell):
     assert (ROOT / shell).read_text().startswith("#!/bin/sh\n")
     subprocess.run(["sh", "-n", ROOT / shell], check=True)
