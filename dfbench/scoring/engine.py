@@ -191,10 +191,8 @@ class PendingLogits:
         """float32 (B, 2)."""
         self.wait()
         if self._previous_end is not None:
-            between = (
-                self._previous_end.elapsed_time(self.start) / 1e3 if self._stream else self.start - self._previous_end
-            )
-            self.idle_before = max(0.0, between)
+            end, start = self._previous_end, self.start
+            self.idle_before = max(0.0, end.elapsed_time(start) / 1e3 if self._stream else start - end)
         return self._logits.numpy()
 
 
