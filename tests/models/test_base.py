@@ -144,9 +144,9 @@ def copy_of(checkpoints, tmp_path):
 
 
 def test_a_folder_without_config_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere: found no such folder; expected a checkpoint folder"):
+    with pytest.raises(InputError, match=r"nowhere: no such folder\. Download the weights, or name the merged folder"):
         load_prompt(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"found no config\.json in it"):
+    with pytest.raises(InputError, match=r"no config\.json in this folder"):
         load_prompt(tmp_path)
 
 
