@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from dfbench.errors import InputError
+from dfbench.errors import InputError, OptionError
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -31,11 +31,9 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 def _underscored(arg: str) -> str:
     name, equals, value = arg.partition("=")
-    return (
-        name.replace("-", "_").replace("__", "--", 1) + equals + value
-        if name.startswith("--") and name != "--"
-        else arg
-    )
+    if not name.startswith("--"):
+        return arg
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value
 
 
 def positive_int(text: str) -> int:
@@ -71,10 +69,10 @@ def fraction(text: str) -> float:
 
 
 def run(main: Callable[[], None]) -> int:
-    """Run a program and return its exit status: 0 done, 1 failed (one line on stderr), 130 interrupted.
+    """Run a program and return its exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted.
 
-    `argparse` exits with 2 by itself on wrong arguments. Only the user's and the machine's faults (`InputError`,
-    `OSError`) become one line; anything else is our own bug and keeps its traceback.
+    Only the user's and the machine's faults (`InputError`, `OSError`) become one line on stderr; anything else is our
+    own bug and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -85,11 +83,11 @@ def run(main: Callable[[], None]) -> int:
         main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, OptionError) else 1
     except OSError as error:
-        place, found = error.filename or "operating system", error.strerror or error
-        remedy = "correct the path, its permissions or the room on the disk, and repeat the command"
-        print(f"error: {place}: found {found}; expected a file or folder to read or write; {remedy}", file=sys.stderr)
+        place, reason = error.filename or "operating system", error.strerror or error
+        advice = "Correct the path, its permissions or the room on the disk, and repeat the command."
+        print(f"error: {place}: {reason}. {advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; what was written stays, and the same command goes on from there", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Several processes of one run, as `torchrun` starts them: who am I, wait for the others, add up."""
+"""Several processes of one run, as `torchrun` starts them: who am I, and what do the others have?"""
 
 import os
 from dataclasses import dataclass
@@ -32,13 +32,8 @@ class Ranks:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def wait(self) -> None:
-        """Return when every process has come here."""
-        if self.world > 1:
-            dist.barrier()
-
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, in the order of the ranks."""
+        """Every process's value, in the order of the ranks, when all have come here."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world

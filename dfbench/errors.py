@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The exceptions that stand for a user's mistake, and how a message quotes what was found."""
 
 
 class InputError(Exception):
@@ -13,6 +13,10 @@ class InputError(Exception):
         if found:
             message = f"{message}: found {found}; expected {expected}; {remedy}"
         super().__init__(" ".join(str(message).split()))
+
+
+class OptionError(InputError):
+    """Options that do not go together, or that this machine cannot do. Programs exit with status 2."""
 
 
 def first_line(error: Exception) -> str:

@@ -8,18 +8,9 @@ that was interrupted goes on with the same command.
 """
 
 import sys
-from pathlib import Path
 
 from dfbench import cli
-from dfbench.scoring.config import INTERNVL_PROTOCOLS, Agent, main
-
-AGENT = Agent(
-    name="internvl2.5",
-    folder=Path(__file__).resolve().parent,
-    dataset="data/img_test.jsonl",
-    protocols=INTERNVL_PROTOCOLS,
-    family="internvl",
-)
+from dfbench.scoring.program import main
 
 if __name__ == "__main__":
-    sys.exit(cli.run(lambda: main(AGENT, __doc__)))
+    sys.exit(cli.run(lambda: main("internvl2.5", __doc__)))

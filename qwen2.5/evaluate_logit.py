@@ -8,14 +8,9 @@ interrupted goes on with the same command.
 """
 
 import sys
-from pathlib import Path
 
 from dfbench import cli
-from dfbench.scoring.config import Agent, main
-
-AGENT = Agent(
-    name="qwen2.5", folder=Path(__file__).resolve().parent, dataset="datasets/img_test.json", family="qwen2_5_vl"
-)
+from dfbench.scoring.program import main
 
 if __name__ == "__main__":
-    sys.exit(cli.run(lambda: main(AGENT, __doc__)))
+    sys.exit(cli.run(lambda: main("qwen2.5", __doc__)))

@@ -9,9 +9,8 @@ import copy
 import logging
 import sys
 import tempfile
-from argparse import Namespace
-from functools import partial
-from itertools import chain
+from dataclasses import dataclass
+from itertools import accumulate, chain
 from pathlib import Path
 
 import torch
@@ -19,11 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from dfbench import cli
+from dfbench.data.annotations import Sample
 from dfbench.demo.tiny_models import make_tiny_models
+from dfbench.errors import OptionError
 from dfbench.models.base import Scorer
 from dfbench.models.registry import load_prompt, scorer_of
 from dfbench.scoring import benchmark
 from dfbench.scoring.batching import Plan, make_plan, measure_sizes
+from dfbench.scoring.engine import Outcome
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 HEADER = ("model", "way", "images/s", "MFU", "GPU waits", "peak memory", "|dP(A)| largest / mean")
@@ -45,98 +47,123 @@ def main() -> None:
     add("--no_upstream", action="store_true", help="leave the upstream way out")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
     add("--folder", type=Path, default=Path(tempfile.gettempdir()) / "dfbench-benchmark", help="for images and configs")
-    args = parser.parse_args()
-    if args.device.startswith("cuda"):
-        torch.cuda.set_device(torch.device(args.device).index or 0)
-    elif args.fp8:
-        parser.error("--fp8 needs a GPU")
-    dtype = torch.bfloat16 if args.device.startswith("cuda") else torch.float32
-    rate = benchmark.matrix_rate(args.device, dtype, 8192 if args.device.startswith("cuda") else 1024)
-    name = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
-    print(f"{name}, {dtype}, matrix product {rate / 1e12:.3g} TFLOP/s, torch {torch.__version__}")
-    args.folder.mkdir(parents=True, exist_ok=True)
-    print(f"loop and CSV writer alone: {benchmark.loop_rate(args.folder):,.0f} images/s\n", flush=True)
+    settings = Settings(**vars(parser.parse_args()))
+    if settings.on_gpu:
+        torch.cuda.set_device(torch.device(settings.device).index or 0)
+    elif settings.fp8:
+        raise OptionError("--fp8 needs a GPU.")
+    rate = benchmark.matrix_rate(settings.device, settings.dtype, 8192 if settings.on_gpu else 1024)
+    name = torch.cuda.get_device_name() if settings.on_gpu else "CPU"
+    print(f"{name}, {settings.dtype}, matrix product {rate / 1e12:.3g} TFLOP/s, torch {torch.__version__}\n")
     print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}", flush=True)
-    make_tiny_models(args.folder, seed=0)
-    samples = benchmark.write_images(args.folder, args.images, mixed=args.mixed)
-    for model in args.models:
-        measure(model, args, samples, dtype, rate)
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    make_tiny_models(settings.folder, seed=0)
+    samples = benchmark.write_images(settings.folder, settings.images, mixed=settings.mixed)
+    for model in settings.models:
+        measure(model, settings, samples, rate)
 
 
-def measure(name: str, args: Namespace, samples: list, dtype: torch.dtype, rate: float) -> None:
-    """Rows of one model."""
-    folder = args.folder / name
-    if not args.tiny:
+@dataclass(frozen=True)
+class Settings:
+    """The options of the command line, see there."""
+
+    models: list[str]
+    images: int
+    mixed: bool
+    tiny: bool
+    token_budget: int
+    workers: int
+    check: int
+    eager: bool
+    fp8: bool
+    no_upstream: bool
+    device: str
+    folder: Path
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.on_gpu else torch.float32
+
+    @property
+    def compiled(self) -> bool:
+        return self.on_gpu and not self.eager
+
+
+def measure(name: str, settings: Settings, samples: list[Sample], rate: float) -> None:
+    """Rows of one model. rate: FLOP/s of a large matrix product."""
+    folder, device = settings.folder / name, settings.device
+    if not settings.tiny:
         benchmark.give_real_shape(name, folder)
     prompt = load_prompt(folder)
-    model = benchmark.random_model(folder, args.device, dtype)
-    sizes = measure_sizes(samples, args.folder, prompt)
-    flops = sum(benchmark.prefill_flops(model, cost.tokens + len(prompt.prefix), cost.vision) for cost in sizes)
-    flops /= len(sizes)
+    model = benchmark.random_model(folder, device, settings.dtype)
+    sizes = measure_sizes(samples, settings.folder, prompt)
+    flops = sum(benchmark.prefill_flops(model, size.tokens + len(prompt.prefix), size.vision) for size in sizes)
+    ideal = flops / len(sizes) / rate
 
-    plan = make_plan(samples, sizes, token_budget=args.token_budget, batch_size=None)
+    plan = make_plan(samples, sizes, token_budget=settings.token_budget, batch_size=None)
     checked = []
-    for sample in list(chain.from_iterable(batch.samples for batch in plan.batches))[: args.check]:
-        with Image.open(args.folder / sample.image) as image:
+    for sample in list(chain.from_iterable(batch.samples for batch in plan.batches))[: settings.check]:
+        with Image.open(settings.folder / sample.image) as image:
             checked.append(prompt.prepare(sample.question, image.convert("RGB")))
-    exact_states = benchmark.last_states(copy.deepcopy(model).float(), prompt, checked, args.device)
-    heads = benchmark.spread_heads(exact_states, dtype)
+    exact_states = benchmark.last_states(copy.deepcopy(model).float(), prompt, checked, device)
+    heads = benchmark.spread_heads(exact_states, settings.dtype)
     exact = benchmark.answers(exact_states, heads.float())
-    states = benchmark.last_states(model, prompt, checked, args.device)
+    states = benchmark.last_states(model, prompt, checked, device)
     single = benchmark.deviation(benchmark.answers(states, heads), exact)
-    if not args.no_upstream:
-        speed = 1 / benchmark.upstream_seconds(model, prompt, args.folder / samples[0].image, args.device)
-        row(name, "upstream, one at a time", speed, flops / rate, None, single)
+    if settings.no_upstream:
+        row(name, "transformers, one at a time", None, ideal, None, single)
     else:
-        row(name, "transformers, one at a time", None, flops / rate, None, single)
+        speed = 1 / benchmark.upstream_seconds(model, prompt, settings.folder / samples[0].image, device)
+        row(name, "upstream, one at a time", speed, ideal, None, single)
 
-    compiled = args.device.startswith("cuda") and not args.eager
-    if args.workers:
-        speed = benchmark.preparation_rate(plan, args.folder, prompt, args.workers, shape=compiled)
-        row(name, f"images alone, {args.workers} processes", speed, None, None, "-")
-    scorer = scorer_of(model, prompt, compiled=compiled)
-    print(f"  {len(plan.batches)} batches of {plan.shape}, {plan.filled:.1%} filled", file=sys.stderr, flush=True)
-    run = partial(end_to_end, name, args, plan, scorer, flops / rate, heads)
-    packed = run("packed", {"": exact})
-    if args.fp8:
+    if settings.workers:
+        speed = benchmark.preparation_rate(plan, settings.folder, prompt, settings.workers, compiled=settings.compiled)
+        row(name, f"images alone, {settings.workers} processes", speed, None, None, "-")
+    scorer = scorer_of(model, prompt, compiled=settings.compiled)
+    packed = f"packing efficiency {plan.packing_efficiency:.1%}"
+    print(f"  {len(plan.batches)} batches of {plan.shape}, {packed}", file=sys.stderr, flush=True)
+    outcome, found = end_to_end(name, settings, plan, scorer, heads)
+    way = "packed, compiled" if settings.compiled else "packed"
+    row(name, way, outcome.images_per_second, ideal, outcome, benchmark.deviation(found, exact))
+    if settings.fp8:
         scorer.quantize()
-        run("packed, fp8", {"": exact, "; from bfloat16 ": packed})
+        outcome, found_fp8 = end_to_end(name, settings, plan, scorer, heads)
+        deviations = f"{benchmark.deviation(found_fp8, exact)}; from bfloat16 {benchmark.deviation(found_fp8, found)}"
+        row(name, way.replace("packed", "packed, fp8"), outcome.images_per_second, ideal, outcome, deviations)
 
 
-def end_to_end(
-    name: str,
-    args: Namespace,
-    plan: Plan,
-    scorer: Scorer,
-    ideal: float,
-    heads: Tensor,
-    way: str,
-    references: dict[str, Tensor],
-) -> Tensor:
-    """Row of one whole run, after one over the checked images that compiles: their P(A) under each of the heads.
-
-    references: P(A) to compare with, each under the words that its deviation is introduced with.
+def end_to_end(name: str, settings: Settings, plan: Plan, scorer: Scorer, heads: Tensor) -> tuple[Outcome, Tensor]:
+    """One whole run, after one over the checked images that compiles, and P(A) of the checked images under each of the
+    heads.
     """
-    csv = args.folder / f"{name}.csv"
-    compiled = args.device.startswith("cuda") and not args.eager
+    csv = settings.folder / f"{name}.csv"
     sizes = [len(batch.samples) for batch in plan.batches]
-    needed = next((index for index in range(2, len(sizes)) if sum(sizes[:index]) >= args.check), None)
-    for batches in (slice(needed), slice(None)):
+    needed = next((count for count, total in enumerate(accumulate(sizes), 1) if total >= settings.check), None)
+    for batches in (slice(needed and max(2, needed)), slice(None)):
         csv.unlink(missing_ok=True)
-        if args.device.startswith("cuda"):
+        if settings.on_gpu:
             torch.cuda.reset_peak_memory_stats()
         with benchmark.recorded_states(scorer) as states:
             outcome = benchmark.run_packed(
-                scorer, plan, args.folder, csv, workers=args.workers, compiled=compiled, batches=batches
+                scorer,
+                plan,
+                settings.folder,
+                csv,
+                workers=settings.workers,
+                compiled=settings.compiled,
+                batches=batches,
             )
-    states = torch.cat([state[:size] for state, size in zip(states, sizes, strict=True)])[: args.check]
-    answers = benchmark.answers(states, heads)
-    deviations = (words + str(benchmark.deviation(answers, other)) for words, other in references.items())
-    row(name, way + (", compiled" if compiled else ""), outcome.images_per_second, ideal, outcome, "".join(deviations))
-    return answers
+    states = torch.cat([state[:size] for state, size in zip(states, sizes, strict=True)])[: settings.check]
+    return outcome, benchmark.answers(states, heads)
 
 
-def row(model: str, way: str, speed: float | None, ideal: float | None, outcome: object, deviation: object) -> None:
+def row(
+    model: str, way: str, speed: float | None, ideal: float | None, outcome: Outcome | None, deviation: object
+) -> None:
     """ideal: seconds an image at the matrix product's rate; None for work that is not the GPU's."""
     memory = f"{torch.cuda.max_memory_allocated() / 2**30:.0f} GiB" if torch.cuda.is_available() else "-"
     waits = f"{outcome.wait_share:.1%}" if outcome else "-"

@@ -185,25 +185,20 @@ class Finished:
 
 
 Evaluate = Callable[..., Finished]
-"""Arguments of an evaluate_logit.py -> how it ended."""
+"""Arguments of an evaluate_logit.py -> how it ended. `agent` names its folder."""
 
 
 @pytest.fixture
-def evaluate_anywhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Evaluate:
-    """Runs an evaluate_logit.py in this process, so importing costs nothing, on the device that a user would get.
-
-    The agent has all protocols and looks for weights and annotations in `tmp_path / "agent"`.
-    """
+def evaluate_anywhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Evaluate:
+    """Runs an evaluate_logit.py in this process, so importing costs nothing, on the device that a user would get."""
     from dfbench import cli
-    from dfbench.scoring import config as scoring
+    from dfbench.scoring import program
 
-    agent = scoring.Agent("agent", tmp_path / "agent", "img_test.json", scoring.INTERNVL_PROTOCOLS)
-
-    def run(*arguments: object) -> Finished:
+    def run(*arguments: object, agent: str = "internvl3") -> Finished:
         monkeypatch.setattr("sys.argv", ["evaluate_logit.py", *map(str, arguments)])
         capsys.readouterr()
         try:
-            status = cli.run(lambda: scoring.main(agent, "Score images."))
+            status = cli.run(lambda: program.main(agent, "Score images."))
         except SystemExit as stop:
             status = stop.code
         return Finished(status, *capsys.readouterr())
@@ -233,18 +228,21 @@ class FakeModel:
 
 @pytest.fixture
 def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
-    """Puts a FakeModel in the place of every checkpoint that `evaluate` loads; `tmp_path` serves as its folder."""
+    """Puts a FakeModel in the place of every checkpoint that `evaluate` loads; `tmp_path` serves as the folder of an
+    InternVL.
+    """
     import torch
 
     from dfbench.models.base import ModelInputs, Prompt, SequenceSize
 
     fake = FakeModel()
+    (tmp_path / "config.json").write_text('{"model_type": "internvl"}')
 
     class FakePrompt(Prompt):
         image_token_id, answer_tokens, prefix, depends_on_size = 0, (1, 2), [], True
 
-        def __init__(self, checkpoint: Path, protocol: str = "upstream") -> None:
-            self.checkpoint = checkpoint
+        def __init__(self, checkpoint: Path, protocol: str | None = None, *, engine: str = "auto") -> None:
+            self.checkpoint, self.engine = checkpoint, "packed" if engine == "auto" else engine
 
         def text(self, question, image_size):
             return question.replace("<image>", "\0") if "<image>" in question else "\0" + question

@@ -3,7 +3,7 @@
 import pytest
 
 from dfbench import cli
-from dfbench.errors import InputError, shorten
+from dfbench.errors import InputError, OptionError, shorten
 
 
 def parser() -> cli.ArgumentParser:
@@ -83,23 +83,27 @@ def test_done_is_0(capsys):
 
 
 def test_a_users_mistake_is_one_line_and_1(capsys):
-    error = InputError("a.csv: row 3", found="the label\n'C'", expected="A or B", remedy="correct this row")
-    assert cli.run(raising(error)) == 1
-    assert capsys.readouterr().err == "error: a.csv: row 3: found the label 'C'; expected A or B; correct this row\n"
+    assert cli.run(raising(InputError("a.csv, row 3: the label is\n'C'. Correct this row."))) == 1
+    assert capsys.readouterr().err == "error: a.csv, row 3: the label is 'C'. Correct this row.\n"
+
+
+def test_options_that_do_not_go_together_are_wrong_arguments(capsys):
+    assert cli.run(raising(OptionError("--fast needs --gpu."))) == 2
+    assert capsys.readouterr().err == "error: --fast needs --gpu.\n"
 
 
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (PermissionError(13, "Permission denied", "/data/x.csv"), "/data/x.csv: found Permission denied"),
-        (OSError(28, "No space left on device"), "operating system: found No space left on device"),
-        (OSError("odd"), "operating system: found odd"),
+        (PermissionError(13, "Permission denied", "/data/x.csv"), "/data/x.csv: Permission denied"),
+        (OSError(28, "No space left on device"), "operating system: No space left on device"),
+        (OSError("odd"), "operating system: odd"),
     ],
 )
 def test_the_machines_fault_is_one_line_and_1(capsys, error, line):
     assert cli.run(raising(error)) == 1
     found = capsys.readouterr().err
-    assert found.startswith(f"error: {line}; expected a file or folder to read or write; correct ")
+    assert found.startswith(f"error: {line}. Correct the path, ")
     assert len(found.splitlines()) == 1
 
 

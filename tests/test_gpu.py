@@ -19,7 +19,7 @@ from dfbench.models.registry import load_prompt, load_scorer
 from dfbench.paths import REPOSITORY
 from dfbench.predictions.reader import read_detector
 from dfbench.scoring.batching import make_plan, measure_sizes
-from dfbench.scoring.engine import Preparation
+from dfbench.scoring.loader import Preparation
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
@@ -189,12 +189,12 @@ def test_memory_that_runs_out_halves_the_batches(evaluate_anywhere, checkpoints,
     usual += ["--workers", 0, "--quiet", "--output_csv"]
     before = held_memory()
     torch.cuda.reset_peak_memory_stats()
-    assert evaluate_anywhere(*usual, tmp_path / "all.csv").status == 0
+    assert evaluate_anywhere(*usual, tmp_path / "all.csv", agent="qwen2.5").status == 0
     needed = torch.cuda.max_memory_allocated() - before
     allowed = held_memory() + 0.5 * needed
     torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(0).total_memory)
     try:
-        finished = evaluate_anywhere(*usual, tmp_path / "less.csv")
+        finished = evaluate_anywhere(*usual, tmp_path / "less.csv", agent="qwen2.5")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert finished.status == 0, finished.err

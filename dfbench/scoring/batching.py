@@ -1,4 +1,4 @@
-"""Before a run: what each image will cost, and which images share a batch.
+"""Before a run: the size of each image's prompt, and which images share a batch.
 
 The plan depends on the annotations, the images' sizes and the budget alone, so that a resumed run forms the same
 batches.
@@ -23,7 +23,7 @@ UNKNOWN = SequenceSize(0, 0, 0)
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """Images that are packed together, in annotation order, and what each will cost."""
+    """Images that go through the model together, in annotation order, and the size of each one's prompt."""
 
     samples: tuple[Sample, ...]
     sizes: tuple[SequenceSize, ...]
@@ -41,7 +41,7 @@ class Plan:
     shape: PackShape
 
     @property
-    def filled(self) -> float:
+    def packing_efficiency(self) -> float:
         """Share of the shape's tokens that are prompts, 0 to 1."""
         return sum(batch.total.tokens for batch in self.batches) / max(1, self.shape.tokens * len(self.batches))
 
@@ -49,7 +49,7 @@ class Plan:
 def measure_sizes(
     samples: Sequence[Sample], image_root: Path, prompt: Prompt, *, threads: int = 16
 ) -> list[SequenceSize]:
-    """What each image will cost, from the headers of the files alone (where the protocol looks at the size at all)."""
+    """The size of each prompt, from the headers of the image files alone (if the protocol depends on it at all)."""
 
     def sizes_of(chunk: Sequence[Sample]) -> list[tuple[int, int] | None]:
         return [_size_of(image_root / sample.image) for sample in chunk]
@@ -61,7 +61,7 @@ def measure_sizes(
         warnings.simplefilter("ignore")  # Pillow's, as in images.py
         chunks = (samples[start : start + 256] for start in range(0, len(samples), 256))
         sizes = chain.from_iterable(pool.map(sizes_of, chunks))
-        return [_cost(sample, size, image_root, prompt) for sample, size in zip(samples, sizes, strict=True)]
+        return [_sequence_size(sample, size, image_root, prompt) for sample, size in zip(samples, sizes, strict=True)]
 
 
 def _size_of(path: Path) -> tuple[int, int] | None:
@@ -71,7 +71,7 @@ def _size_of(path: Path) -> tuple[int, int] | None:
         return None
 
 
-def _cost(sample: Sample, size: tuple[int, int] | None, image_root: Path, prompt: Prompt) -> SequenceSize:
+def _sequence_size(sample: Sample, size: tuple[int, int] | None, image_root: Path, prompt: Prompt) -> SequenceSize:
     try:
         # What is damaged in its header may still be decoded as far as it goes.
         width, height = size or load_image(image_root / sample.image).rgb.size
@@ -81,7 +81,7 @@ def _cost(sample: Sample, size: tuple[int, int] | None, image_root: Path, prompt
 
 
 OPEN_BATCHES = 8
-"""So many batches are filled side by side: small images go where large ones left room."""
+"""So many batches are open side by side: small images go where large ones left room."""
 
 
 def make_plan(
@@ -90,14 +90,14 @@ def make_plan(
     """Put each image, in order, into the first open batch with room for it: up to `token_budget` tokens, their share of
     tiles or patches, and `batch_size` images. An image that exceeds the budget has a batch to itself.
     """
-    vision_a_token = sum(cost.vision for cost in sizes) / max(1, sum(cost.tokens for cost in sizes))
-    # Batches of small and of large images differ in patches a token; a little room keeps both budgets filled.
+    vision_a_token = sum(size.vision for size in sizes) / max(1, sum(size.tokens for size in sizes))
+    # Batches of small and of large images differ in patches a token; a little room lets both budgets be used up.
     vision_budget = token_budget * vision_a_token * 1.02 + 1
     batches: list[_OpenBatch] = []
     open_batches: list[_OpenBatch] = []
-    for index, cost in enumerate(sizes):
+    for index, size in enumerate(sizes):
         for batch in open_batches:
-            fits = batch.tokens + cost.tokens <= token_budget and batch.vision + cost.vision <= vision_budget
+            fits = batch.tokens + size.tokens <= token_budget and batch.vision + size.vision <= vision_budget
             if fits and len(batch.members) != batch_size:
                 break
         else:
@@ -106,7 +106,9 @@ def make_plan(
             batch = _OpenBatch()
             batches.append(batch)
             open_batches.append(batch)
-        batch.add(index, cost)
+        batch.members.append(index)
+        batch.tokens += size.tokens
+        batch.vision += size.vision
     planned = [
         PlannedBatch(tuple(samples[i] for i in batch.members), tuple(sizes[i] for i in batch.members))
         for batch in batches
@@ -116,23 +118,18 @@ def make_plan(
 
 @dataclass
 class _OpenBatch:
-    """A batch that is being filled: indices of its images, and what they cost together."""
+    """A batch that takes more images: their indices, and what they add up to."""
 
     members: list[int] = field(default_factory=list)
     tokens: int = 0
     vision: int = 0
 
-    def add(self, index: int, cost: SequenceSize) -> None:
-        self.members.append(index)
-        self.tokens += cost.tokens
-        self.vision += cost.vision
-
 
 def fitting_shape(batches: Sequence[PlannedBatch]) -> PackShape:
     """The smallest shape that holds each of the batches, images that cannot be used left out."""
     totals = [batch.total for batch in batches]
-    usable = [[cost for cost in batch.sizes if cost != UNKNOWN] for batch in batches]
-    kinds = {cost[:2] for sizes in usable for cost in sizes}
+    usable = [[size for size in batch.sizes if size != UNKNOWN] for batch in batches]
+    kinds = {size[:2] for sizes in usable for size in sizes}
     return PackShape(
         tokens=max(total.tokens for total in totals),
         prompts=max(map(len, usable)),
@@ -145,7 +142,7 @@ def fitting_shape(batches: Sequence[PlannedBatch]) -> PackShape:
 
 
 def shard(batches: Sequence[int], sizes: Sequence[int], ranks: int) -> list[list[int]]:
-    """Deal batches (indices) out to ranks so that their sizes sum to nearly the same: the costliest first, to whoever
+    """Deal batches (indices) out to ranks so that their sizes sum to nearly the same: the largest first, to whoever
     has least. Each rank's share is in ascending order.
     """
     shares: list[list[int]] = [[] for _ in range(ranks)]

@@ -1,11 +1,9 @@
-"""What `scripts/benchmark_scoring.py` measures: models of the real shapes with random weights, ways to score, their
-speed.
+"""What `scripts/benchmark_scoring.py` measures, on models of the real shapes with random weights.
 
-The ways, all on the same weights and images:
+Ways to score, on the same weights and images:
 
 - `upstream`: one image at a time, as DFBench's own code does it (Qwen: processor and `generate`; InternVL: a forward
-  pass with
-  the logits of the whole vocabulary, its image preparation left out).
+  pass with the logits of the whole vocabulary, its image preparation left out).
 - `packed`: this project's scorer, end to end: JPEGs read from disk, prepared by worker processes, rows written.
 
 MFU is the share of the floating-point operations of the upstream way's prefill that a large matrix product would have
@@ -17,82 +15,47 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from dfbench.data.annotations import Sample
-from dfbench.models.base import ModelInputs, Prompt, Scorer, SequenceSize
+from dfbench.models.base import ModelInputs, Prompt, Scorer
 from dfbench.parallel import available_cores
 from dfbench.predictions.writer import RecordWriter
-from dfbench.scoring.batching import Plan, PlannedBatch
-from dfbench.scoring.engine import Outcome, Pack, Preparation, PreparedBatch, score_batches
+from dfbench.scoring.batching import Plan
+from dfbench.scoring.engine import Outcome, score_batches
+from dfbench.scoring.loader import Preparation, load_batches
 
 QUESTION = "<image>Is this a real image or a generated image? A: 'real' or B: 'generated'. Just answer with A or B."
 
-REAL_SHAPES = {
-    "qwen2.5": {
-        "text_config": {
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 128000,
-            "layer_types": ["full_attention"] * 28,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-        },
-        "vision_config": {
-            "depth": 32,
-            "hidden_size": 1280,
-            "intermediate_size": 3420,
-            "num_heads": 16,
-            "out_hidden_size": 3584,
-            "fullatt_block_indexes": [7, 15, 23, 31],
-        },
-    },
-    "internvl2.5": {
-        "text_config": {
-            "hidden_size": 4096,
-            "intermediate_size": 14336,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "vocab_size": 92553,
-            "max_position_embeddings": 32768,
-        },
-    },
-    "internvl3": {
-        "text_config": {
-            "hidden_size": 4096,
-            "intermediate_size": 10240,
-            "num_hidden_layers": 48,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 2,
-            "head_dim": 128,
-            "vocab_size": 128142,
-            "max_position_embeddings": 32768,
-        },
-    },
-}
-"""Sizes of Qwen2.5-VL-7B-Instruct, InternVL2_5-8B and InternVL3-9B, over the config of a tiny model of its kind."""
 
-_INTERN_VIT = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": [448, 448],
-    "patch_size": [14, 14],
+def _internvl(hidden: int, mlp: int, layers: int, kv_heads: int, vocabulary: int) -> dict[str, Any]:
+    """A language model like Llama's, with heads of 128, behind InternViT-300M."""
+    text = dict(hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=hidden // 128)
+    text |= dict(num_key_value_heads=kv_heads, head_dim=128, vocab_size=vocabulary, max_position_embeddings=32768)
+    vision = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
+    vision |= dict(image_size=[448, 448], patch_size=[14, 14])
+    return {"text_config": text, "vision_config": vision, "image_seq_length": 256}
+
+
+REAL_SHAPES: dict[str, dict[str, Any]] = {
+    "qwen2.5": {
+        "text_config": dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28)
+        | dict(num_key_value_heads=4, max_position_embeddings=128000, layer_types=["full_attention"] * 28)
+        | dict(rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}),
+        "vision_config": dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=3584)
+        | dict(fullatt_block_indexes=[7, 15, 23, 31]),
+    },
+    "internvl2.5": _internvl(hidden=4096, mlp=14336, layers=32, kv_heads=8, vocabulary=92553),
+    "internvl3": _internvl(hidden=4096, mlp=10240, layers=48, kv_heads=2, vocabulary=128142),
 }
+"""Sizes of each agent's real model (`dfbench.models.registry.AGENTS`), over the config of a tiny one of its family."""
 
 NUM_HEADS = 64
 """Output heads over which P(A) is compared: one alone would see one direction of the errors, which images share."""
@@ -106,10 +69,7 @@ def give_real_shape(name: str, folder: Path) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
     for part, sizes in REAL_SHAPES[name].items():
-        config[part].update(sizes)
-    if name != "qwen2.5":
-        config["vision_config"].update(_INTERN_VIT)
-        config["image_seq_length"] = 256
+        config[part] = config[part] | sizes if isinstance(sizes, dict) else sizes
     path.write_text(json.dumps(config))
     for weights in folder.glob("*.safetensors"):
         weights.unlink()
@@ -160,14 +120,13 @@ def matrix_rate(device: str, dtype: torch.dtype, size: int = 8192) -> float:
 def median_seconds(call: Callable[[], object], device: str, *, repeats: int = 5, warm_up: int = 2) -> float:
     """Median wall time of a call, the device's queue drained before and after."""
     seconds = []
-    for turn in range(warm_up + repeats):
+    for _ in range(warm_up + repeats):
         began = time.perf_counter()
         call()
         if device.startswith("cuda"):
             torch.cuda.synchronize()
-        if turn >= warm_up:
-            seconds.append(time.perf_counter() - began)
-    return float(np.median(seconds))
+        seconds.append(time.perf_counter() - began)
+    return float(np.median(seconds[warm_up:]))
 
 
 def prefill_flops(model: PreTrainedModel, tokens: int, vision: int) -> float:
@@ -178,13 +137,12 @@ def prefill_flops(model: PreTrainedModel, tokens: int, vision: int) -> float:
     text = model.config.text_config
     layers = sum(parameter.numel() for parameter in model.model.language_model.layers.parameters())
     language = 2 * layers * tokens + 2 * tokens**2 * text.hidden_size * text.num_hidden_layers
+    config = model.config.vision_config
     if model.config.model_type == "qwen2_5_vl":
-        tower, config = model.model.visual, model.config.vision_config
-        own = 2 * sum(parameter.numel() for parameter in tower.parameters()) * vision
+        own = 2 * sum(parameter.numel() for parameter in model.model.visual.parameters()) * vision
         return language + own + 4 * len(config.fullatt_block_indexes) * vision**2 * config.hidden_size
-    tower, config = model.model.vision_tower, model.config.vision_config
     per_tile = (config.image_size[0] // config.patch_size[0]) ** 2 + 1
-    own = 2 * sum(parameter.numel() for parameter in tower.parameters()) * per_tile
+    own = 2 * sum(parameter.numel() for parameter in model.model.vision_tower.parameters()) * per_tile
     return language + vision * (own + 4 * config.num_hidden_layers * per_tile**2 * config.hidden_size)
 
 
@@ -217,8 +175,7 @@ def single_inputs(prompt: Prompt, prepared: ModelInputs, device: str, dtype: tor
     return inputs
 
 
-@dataclass(frozen=True)
-class Deviation:
+class Deviation(NamedTuple):
     """Largest and mean |P(A) - P(A) in float32| over some images and heads."""
 
     largest: float
@@ -226,6 +183,11 @@ class Deviation:
 
     def __str__(self) -> str:
         return f"{self.largest:.1e} / {self.mean:.1e}"
+
+
+def deviation(answers: Tensor, exact: Tensor) -> Deviation:
+    difference = (answers.cpu() - exact.cpu()).abs()
+    return Deviation(float(difference.max()), float(difference.mean()))
 
 
 @torch.inference_mode()
@@ -239,7 +201,7 @@ def last_states(model: PreTrainedModel, prompt: Prompt, prompts: Sequence[ModelI
 
 @contextmanager
 def recorded_states(scorer: Scorer) -> Iterator[list[Tensor]]:
-    """Collect the same of a scorer: one (B, C) a batch, filling included, appended as the batches run."""
+    """Collect the same of a scorer: one (B, C) a batch, padding included, appended as the batches run."""
     states: list[Tensor] = []
     hook = scorer.language.norm.register_forward_hook(lambda *call: states.append(call[-1].clone()))
     try:
@@ -268,71 +230,20 @@ def answers(states: Tensor, heads: Tensor) -> Tensor:
     return logits.float().softmax(dim=-1)[..., 0]
 
 
-def deviation(answers: Tensor, exact: Tensor) -> Deviation:
-    difference = (answers.cpu() - exact.cpu()).abs()
-    return Deviation(float(difference.max()), float(difference.mean()))
-
-
 def run_packed(
     scorer: Scorer, plan: Plan, image_root: Path, csv_path: Path, *, workers: int, compiled: bool, batches: slice
 ) -> Outcome:
     """The whole scoring run over some of the plan's batches, the model being there already."""
     shape = plan.shape if compiled else None
-    prepare = partial(Preparation, image_root=image_root, prompt=scorer.prompt, shape=shape)
+    preparation = Preparation(plan.batches[batches], image_root, scorer.prompt, shape)
+    pinned = scorer.device.type == "cuda"
     with RecordWriter(csv_path) as writer:
-        return score_batches(
-            plan.batches[batches],
-            prepare,
-            lambda: scorer,
-            writer,
-            workers=workers,
-            pin_memory=scorer.device.type == "cuda",
-            quiet=True,
-        )
+        return score_batches(preparation, lambda: scorer, writer, workers=workers, pin_memory=pinned, quiet=True)
 
 
-def preparation_rate(plan: Plan, image_root: Path, prompt: Prompt, workers: int, *, shape: bool) -> float:
-    """Images/s that the worker processes alone decode, prepare and pack: what the GPU could be fed with."""
-    dataset = Preparation(plan.batches, image_root, prompt, shape=plan.shape if shape else None)
-    loader = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context="fork")
+def preparation_rate(plan: Plan, image_root: Path, prompt: Prompt, workers: int, *, compiled: bool) -> float:
+    """Images/s that the worker processes alone decode, prepare and collate: what the GPU could be fed with."""
+    dataset = Preparation(plan.batches, image_root, prompt, shape=plan.shape if compiled else None)
     began = time.perf_counter()
-    images = sum(len(batch.images) for batch in loader)
+    images = sum(len(batch.images) for batch in load_batches(dataset, workers, pin_memory=False))
     return images / (time.perf_counter() - began)
-
-
-class _NoImages(Preparation):
-    """Batches without their images."""
-
-    def __getitem__(self, index: int) -> PreparedBatch:
-        samples = list(self.batches[index].samples)
-        batch = PreparedBatch([sample.image for sample in samples])
-        batch.packs.append(Pack(samples, {"count": torch.zeros(len(samples))}))
-        return batch
-
-
-class _NoModel:
-    """Answers at once."""
-
-    device = torch.device("cpu")
-
-    def logits(self, batch: dict[str, Tensor]) -> Tensor:
-        return torch.linspace(-5, 5, 2 * len(batch["count"])).view(-1, 2)
-
-
-def loop_rate(folder: Path, *, images: int = 20_000, batch_size: int = 23) -> float:
-    """Images/s of the loop and the three files alone: batches come from a worker process without their images, and the
-    model answers at once.
-    """
-    names = [f"DFBench/Kolors/{number:06}.jpg" for number in range(images)]
-    samples = [Sample(name, "AB"[number % 2], QUESTION) for number, name in enumerate(names)]
-    starts = range(0, images, batch_size)
-    batches = [
-        PlannedBatch(members, (SequenceSize(1, 1),) * len(members))
-        for members in (tuple(samples[start : start + batch_size]) for start in starts)
-    ]
-    prepare = partial(_NoImages, image_root=folder, prompt=None)
-    path = folder / "loop.csv"
-    path.unlink(missing_ok=True)
-    with RecordWriter(path) as writer:
-        outcome = score_batches(batches, prepare, _NoModel, writer, workers=1, quiet=True)
-    return outcome.images_per_second

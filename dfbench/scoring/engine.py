@@ -1,7 +1,7 @@
-"""The scoring run: planned batches -> prepared in worker processes -> two logits each -> rows on the disk.
+"""Prepared batches -> two logits each -> rows on the disk.
 
-The GPU is kept busy: workers decode and pack ahead, pinned memory is copied on a stream of its own while it computes,
-and the results of one batch are fetched and written while the next one runs.
+The GPU is kept busy: workers decode and collate ahead, pinned memory is copied on a stream of its own while it
+computes, and the results of one batch are fetched and written while the next one runs.
 """
 
 import logging
@@ -9,111 +9,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dfbench.data.annotations import Sample
-from dfbench.data.images import ImageError, load_image
 from dfbench.errors import InputError
-from dfbench.models.base import ModelInputs, Prompt, Scorer, SequenceSize
-from dfbench.models.packed.packing import PackShape
+from dfbench.models.base import Scorer
 from dfbench.predictions.schema import NOT_FINITE, format_rows
 from dfbench.predictions.writer import RecordWriter
-from dfbench.scoring.batching import PlannedBatch, fitting_shape
+from dfbench.scoring.batching import PlannedBatch
+from dfbench.scoring.loader import Preparation, PreparedBatch, load_batches
 
 logger = logging.getLogger(__name__)
-
-TRUNCATED = "file is truncated; decoded as far as it goes"
-
-
-@dataclass
-class Pack:
-    """What goes through the model at once. inputs: see `Prompt.collate`."""
-
-    samples: list[Sample]
-    inputs: dict[str, Any]
-
-
-@dataclass
-class PreparedBatch:
-    """One planned batch out of a worker: packs of what could be prepared, and (image, reason) of what could not."""
-
-    images: list[str]
-    packs: list[Pack] = field(default_factory=list)
-    errors: list[tuple[str, str]] = field(default_factory=list)
-    warnings: list[tuple[str, str]] = field(default_factory=list)
-
-    def pin_memory(self) -> "PreparedBatch":
-        """Called by DataLoader: page-locked memory is copied to the GPU while it computes."""
-        for pack in self.packs:
-            pack.inputs = {name: value.pin_memory() for name, value in pack.inputs.items()}
-        return self
-
-
-class Preparation(Dataset):
-    """Item i is planned batch i, decoded and packed into `pieces` packs: the work of the CPU processes."""
-
-    def __init__(
-        self,
-        batches: Sequence[PlannedBatch],
-        image_root: Path,
-        prompt: Prompt,
-        *,
-        shape: PackShape | None = None,
-        pieces: int = 1,
-        strict: bool = False,
-    ) -> None:
-        """shape: fill every pack up to it (compiled code needs one shape); None for shapes that follow the batch."""
-        self.batches, self.image_root, self.prompt, self.strict = batches, image_root, prompt, strict
-        self.shape, self.pieces = shape, pieces
-        if shape and pieces > 1:
-            self.shape = fitting_shape([piece for batch in batches for piece in split_batch(batch, pieces)])
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> PreparedBatch:
-        batch = PreparedBatch([sample.image for sample in self.batches[index].samples])
-        for piece in split_batch(self.batches[index], self.pieces):
-            ready = [
-                (s, p) for s, c in zip(piece.samples, piece.sizes, strict=True) if (p := self._prepare(s, c, batch))
-            ]
-            if ready:
-                samples, prepared = map(list, zip(*ready, strict=True))
-                batch.packs.append(Pack(samples, self.prompt.collate(prepared, self.shape)))
-        return batch
-
-    def _prepare(self, sample: Sample, cost: SequenceSize, batch: PreparedBatch) -> ModelInputs | None:
-        """One image's prompt, or None and a row of the batch's errors."""
-        try:
-            prepared, truncated = prepare_image(sample, self.image_root, self.prompt, strict=self.strict)
-            if self.prompt.size_of_inputs(prepared)[:2] != cost[:2]:
-                raise ImageError("file changed while the run was going on")
-        except ImageError as error:
-            batch.errors.append((sample.image, str(error)))
-            return None
-        if truncated:
-            batch.warnings.append((sample.image, TRUNCATED))
-        return prepared
-
-
-def prepare_image(sample: Sample, image_root: Path, prompt: Prompt, *, strict: bool) -> tuple[ModelInputs, bool]:
-    """One image's prompt, and whether its file lacks its end. Raises ImageError (`strict`: for the latter as well)."""
-    image = load_image(image_root / sample.image, strict=strict)
-    return prompt.prepare(sample.question, image.rgb), image.truncated
-
-
-def split_batch(batch: PlannedBatch, pieces: int) -> list[PlannedBatch]:
-    """A planned batch as up to `pieces` smaller ones, in order, of about the same number of images."""
-    size = -(-len(batch.samples) // pieces)
-    starts = range(0, len(batch.samples), size)
-    return [PlannedBatch(batch.samples[i : i + size], batch.sizes[i : i + size]) for i in starts]
 
 
 @dataclass
@@ -146,8 +57,7 @@ class Outcome:
 
 
 def score_batches(
-    batches: Sequence[PlannedBatch],
-    prepare: Callable[..., Preparation],
+    preparation: Preparation,
     load_scorer: Callable[[], Scorer],
     writer: RecordWriter,
     *,
@@ -156,22 +66,21 @@ def score_batches(
     num_done: int = 0,
     quiet: bool = False,
 ) -> Outcome:
-    """Score planned batches in order and write each.
+    """Score planned batches in order and write each. num_done: images done before, for the progress bar.
 
-    prepare: (batches, pieces=) -> Preparation. num_done: images done before, for the progress bar.
     The model is loaded (`load_scorer`) while the workers prepare the first images. An image that cannot be prepared, or
     whose logits are not finite, becomes a row of the errors CSV. Where the GPU runs out of memory, batches go through
     it in twice as many pieces from then on; a single image that does not fit raises InputError.
     """
-    outcome, position = Outcome(), 0
+    outcome, position, batches = Outcome(), 0, preparation.batches
     scorer: Scorer | None = None
-    prepared: Iterator[PreparedBatch | None] | None = None
     total = num_done + sum(len(batch.samples) for batch in batches)
     hidden = quiet or not sys.stderr.isatty()
     with tqdm(total=total, initial=num_done, unit="img", desc="scoring", smoothing=0.05, disable=hidden) as bar:
         while position < len(batches):
             # Workers are forked here: at first before the model and CUDA exist in this process.
-            prepared = _until_none(prepare(batches[position:], pieces=outcome.pieces), workers, pin_memory)
+            left = replace(preparation, batches=batches[position:], pieces=outcome.pieces)
+            prepared = load_batches(left, workers, pin_memory=pin_memory)
             if scorer is None:
                 scorer = load_scorer()
                 bar.unpause()
@@ -198,59 +107,24 @@ def _halve(outcome: Outcome, left: Sequence[PlannedBatch]) -> None:
     outcome.pieces *= 2
     if outcome.pieces >= 2 * max(len(batch.samples) for batch in left):
         raise InputError(
-            left[0].samples[0].image,
-            found="not enough GPU memory for a single image",
-            expected="memory for the model and one image",
-            remedy="what is scored is kept: free memory on the GPU, or use a larger one, and repeat the command",
+            f"{left[0].samples[0].image}: not enough GPU memory for a single image. What is scored is kept: free "
+            f"memory on the GPU, or use a larger one, and repeat the command."
         )
     logger.warning("out of GPU memory: going on with batches of 1/%d of the token budget", outcome.pieces)
-
-
-def _until_none(dataset: Preparation, workers: int, pin_memory: bool) -> Iterator[PreparedBatch | None]:
-    """The batches out of worker processes, which start at once, then None.
-
-    A worker that the system killed becomes one line instead of a traceback.
-    """
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        prefetch_factor=2 if workers else None,
-        multiprocessing_context="fork" if workers else None,
-    )
-    return _guarded(iter(loader), workers)
-
-
-def _guarded(batches: Iterator[PreparedBatch], workers: int) -> Iterator[PreparedBatch | None]:
-    try:
-        yield from batches
-    except (RuntimeError, OSError, EOFError) as error:
-        # What is raised inside of a worker says "Caught ..." and is a bug of ours. The rest is what the loader meets
-        # when a worker is gone: a signal, a connection that broke off in the middle of a batch.
-        if workers == 0 or str(error).startswith("Caught "):
-            raise
-        raise InputError(
-            "image workers",
-            found=(str(error).splitlines() or ["a connection that broke off"])[0],
-            expected="workers that live",
-            remedy="what is scored is kept: repeat the command with fewer --workers",
-        ) from None
-    yield None
 
 
 Rows = tuple[list[tuple[str, ...]], list[tuple[str, str]], list[tuple[str, str]]]
 """What a batch adds to the three files: rows, errors, warnings."""
 
 
-def _scored(prepared: Iterator[PreparedBatch | None], scorer: Scorer, outcome: Outcome) -> Iterator[Rows]:
+def _scored(prepared: Iterator[PreparedBatch], scorer: Scorer, outcome: Outcome) -> Iterator[Rows]:
     """Rows of one batch after the other, each fetched while the next runs on the GPU; keeps the outcome's clocks."""
     began = first = None  # when the first batch was through the model, and that batch
     before = outcome.seconds
     running: tuple[PreparedBatch, list[PendingLogits]] | None = None
     previous: PendingLogits | None = None
     copies = torch.cuda.Stream(scorer.device) if scorer.device.type == "cuda" else None
-    for batch in prepared:
+    for batch in chain(prepared, [None]):  # None: fetch what is still running
         launched: list[PendingLogits] = []
         try:
             for pack in batch.packs if batch else ():
@@ -317,10 +191,8 @@ class PendingLogits:
         """float32 (B, 2)."""
         self.wait()
         if self._previous_end is not None:
-            between = (
-                self._previous_end.elapsed_time(self.start) / 1e3 if self._stream else self.start - self._previous_end
-            )
-            self.idle_before = max(0.0, between)
+            end, start = self._previous_end, self.start
+            self.idle_before = max(0.0, end.elapsed_time(start) / 1e3 if self._stream else start - end)
         return self._logits.numpy()
 
 

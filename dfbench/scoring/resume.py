@@ -1,16 +1,21 @@
-"""What an earlier run left under the same name: may this one go on with it, and what of it must be done again?"""
+"""What earlier runs left under the same name: may this one go on with it, and what of it must be done again?"""
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dfbench.data.annotations import Sample
+from dfbench.data.images import ImageError
 from dfbench.errors import InputError, shorten
-from dfbench.io import write_json
-from dfbench.predictions.schema import NOT_FINITE, info_path, read_info
-from dfbench.predictions.writer import consolidate, read_tables, remove_results, second_cells
+from dfbench.models.base import Prompt
+from dfbench.predictions.schema import NOT_FINITE, read_info
+from dfbench.predictions.writer import Tables, read_tables, second_cells
+from dfbench.scoring.loader import prepare_image
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +23,36 @@ _COMPARED_OTHERWISE = ("model", "adapter", "questions", "answered")
 """Keys of an identity that need not be equal: the first two say where weights lie, and their fingerprints which they
 are; of the others see `_asks_otherwise`."""
 
+_EARLIER_DEFAULTS = {"engine": "packed"}
+"""Of identities that were written when there was no choice."""
+
 _MOST_QUESTIONS = 1_000
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What stands on the disk of a run, parts of several processes included, read once.
+
+    tables: lines of the three files. metadata: of the JSON beside them, {} where there is none.
+    """
+
+    tables: Tables
+    metadata: dict[str, Any]
+
+    @classmethod
+    def read(cls, csv_path: Path) -> "RunState":
+        """Raises InputError where a file has other columns."""
+        return cls(read_tables(csv_path), read_info(csv_path))
+
+    @cached_property
+    def cells(self) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+        """image -> label of its row, image -> error, image -> warning."""
+        return second_cells(self.tables)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """{"rows", "errors", "warnings": number of images in each of the three files}."""
+        return dict(zip(("rows", "errors", "warnings"), map(len, self.tables), strict=True))
 
 
 def questions_identity(samples: Iterable[Sample]) -> list[str]:
@@ -27,35 +61,6 @@ def questions_identity(samples: Iterable[Sample]) -> list[str]:
     if len(questions) > _MOST_QUESTIONS:
         return []
     return sorted(hashlib.blake2b(question.encode(), digest_size=6).hexdigest() for question in questions)
-
-
-def begin(
-    csv_path: Path,
-    identity: dict[str, Any],
-    samples: Sequence[Sample],
-    batches: Sequence[Sequence[str]],
-    *,
-    usable: Callable[[Sample], bool],
-    overwrite: bool,
-) -> None:
-    """Bring what earlier runs left into order for this one: parts merged, what is not done dropped.
-
-    usable: whether an image can be prepared now. A batch with an image that could not be then and can be now is done
-    again. The caller holds the lock of the file (`only_run`). Raises InputError where the file was begun with another
-    model, dtype, protocol, or other annotations.
-    """
-    if overwrite:
-        remove_results(csv_path)
-    rows, errors, _ = second_cells(read_tables(csv_path))
-    _check(csv_path, identity, samples, rows, errors)
-    again = (sample for sample in samples if errors.get(sample.image, NOT_FINITE) != NOT_FINITE)
-    mended = {sample.image for sample in again if usable(sample)}
-    if mended:
-        logger.info("%d images that could not be read can be now", len(mended))
-    done = consolidate(csv_path, batches, [sample.image for sample in samples], again=mended)
-    if 0 < len(done) < len(batches):
-        logger.info("resuming: %d of %d batches are done", len(done), len(batches))
-    write_json(info_path(csv_path), {"identity": identity, "finished": False})
 
 
 def answered(samples: Iterable[Sample]) -> dict[str, str]:
@@ -71,30 +76,25 @@ def _digest(texts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _check(
-    csv_path: Path,
-    identity: dict[str, Any],
-    samples: Sequence[Sample],
-    rows: dict[str, str],
-    errors: dict[str, str],
-) -> None:
-    strangers = (rows.keys() | errors.keys()) - {sample.image for sample in samples}
-    if strangers or not (rows or errors):  # `consolidate` names strangers
+def check_resume(csv_path: Path, state: RunState, identity: dict[str, Any], samples: Sequence[Sample]) -> None:
+    """Raise InputError where the file was begun with another model, engine, dtype, protocol or other annotations."""
+    labels, errors, _ = state.cells
+    written = labels.keys() | errors.keys()
+    if not written or written - {sample.image for sample in samples}:  # `consolidate` names images of another run
         return
-    begun = read_info(csv_path).get("identity")
+    begun = state.metadata.get("identity")
     if not isinstance(begun, dict):
-        raise _other(csv_path, "rows without the metadata of the run that wrote them", "rows of this very run")
+        raise _other(csv_path, "its rows lack the metadata of the run that wrote them")
+    begun = _EARLIER_DEFAULTS | begun
     for key, value in identity.items():
         if key not in _COMPARED_OTHERWISE and begun.get(key) != value:
-            raise _other(csv_path, f"a run with {key} {begun.get(key)}", f"{key} {value}, as this run has")
-    written = [sample for sample in samples if sample.image in rows or sample.image in errors]
-    if _asks_otherwise(begun, identity, written):
-        raise _other(csv_path, "answers to other questions", "those of the annotations at hand")
+            raise _other(csv_path, f"it was begun with {key} {begun.get(key)}, and this run has {value}")
+    if _asks_otherwise(begun, identity, [sample for sample in samples if sample.image in written]):
+        raise _other(csv_path, "it holds answers to other questions than those of the annotations")
     for sample in samples:
-        label = rows.get(sample.image, sample.label)
-        if label != sample.label:
-            found = f"label {shorten(label)} of {sample.image}"
-            raise _other(csv_path, found, f"{shorten(sample.label)}, as in the annotations at hand")
+        if (label := labels.get(sample.image, sample.label)) != sample.label:
+            found = f"{sample.image} has label {shorten(label)}, and the annotations {shorten(sample.label)}"
+            raise _other(csv_path, found)
 
 
 def _asks_otherwise(begun: dict[str, Any], identity: dict[str, Any], written: Sequence[Sample]) -> bool:
@@ -106,6 +106,21 @@ def _asks_otherwise(begun: dict[str, Any], identity: dict[str, Any], written: Se
     return any(now["images"] == then.get("images") and now != then for now in (identity["answered"], answered(written)))
 
 
-def _other(csv_path: Path, found: str, expected: str) -> InputError:
-    remedy = "repeat the command that began this file, name another --output_csv, or --overwrite it"
-    return InputError(csv_path, found=found, expected=expected, remedy=remedy)
+def _other(csv_path: Path, reason: str) -> InputError:
+    advice = "Repeat the command that began this file, name another --output_csv, or --overwrite it."
+    return InputError(f"{csv_path}: {reason}. {advice}")
+
+
+def mended_images(
+    state: RunState, samples: Sequence[Sample], image_root: Path, prompt: Prompt, *, strict: bool
+) -> set[str]:
+    """Images that could not be prepared then and can be now: the batches that they are in are done again."""
+    errors, mended = state.cells[1], set()
+    for sample in samples:
+        if errors.get(sample.image, NOT_FINITE) != NOT_FINITE:
+            with suppress(ImageError):
+                prepare_image(sample, image_root, prompt, strict=strict)
+                mended.add(sample.image)
+    if mended:
+        logger.info("%d images that could not be read can be now", len(mended))
+    return mended

@@ -3,15 +3,9 @@
 #
 #   MODEL=./output_ckpt/your_weights_merged sh shell/eval_deepfake.sh
 #   MODEL=./OpenGVLab/InternVL3-9B ADAPTER=./output_ckpt/your_weights sh shell/eval_deepfake.sh --limit 1000
+#
+# TEST, IMAGE_ROOT, OUTPUT_DIR, OUTPUT_CSV and BATCH_SIZE can be set as variables as well (scripts/score.sh).
 set -eu
 here=$(dirname "$0")/..
 
-exec "${PYTHON:-python}" "$here/evaluate_logit.py" \
-    ${MODEL:+--model_path "$MODEL"} \
-    ${ADAPTER:+--adapter "$ADAPTER"} \
-    ${OUTPUT_DIR:+--train_dir "$OUTPUT_DIR"} \
-    ${TEST:+--dataset_path "$TEST"} \
-    ${IMAGE_ROOT:+--image_root "$IMAGE_ROOT"} \
-    ${OUTPUT_CSV:+--output_csv "$OUTPUT_CSV"} \
-    ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} \
-    "$@"
+exec sh "$here/../scripts/score.sh" "$here" "$@"

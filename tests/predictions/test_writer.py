@@ -52,10 +52,11 @@ def output(tmp_path) -> Path:
 def run(evaluate, fake_model, photo_set, damaged, output, tmp_path, monkeypatch):
     """A function: further arguments -> a scoring run on the damaged photo set, in batches of three."""
     # Tables and versions are of no interest here, and cost ten times what the run does.
-    monkeypatch.setattr("dfbench.scoring.run.accuracy_lines", lambda _: [])
+    monkeypatch.setattr("dfbench.evaluation.tables.accuracy_lines", lambda _: [])
     monkeypatch.setattr("dfbench.scoring.run.describe_software", lambda _: {})
     usual = ("--model_path", tmp_path / "model", "--dataset_path", photo_set.messages, "--image_root", damaged)
     (tmp_path / "model").mkdir()
+    shutil.copy(tmp_path / "config.json", tmp_path / "model")  # fake_model's
     return lambda *more: evaluate(*usual, "--output_csv", output, "--batch_size", BATCH, *more)
 
 
@@ -275,7 +276,7 @@ def test_another_model_is_refused(run, output, tmp_path):
     (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights")
     finished = run()
     assert finished.status == 1
-    assert "found a run with model_fingerprint " in finished.err
+    assert "begun with model_fingerprint " in finished.err
     assert len(finished.err.splitlines()) == 1
     assert snapshot(output) == before
 
@@ -295,7 +296,7 @@ def test_other_settings_are_refused(run, output, arguments, key):
     before = snapshot(output)
     finished = run(*arguments)
     assert finished.status == 1
-    assert f"{output}: found a run with {key} " in finished.err
+    assert f"{output}: it was begun with {key} " in finished.err
     assert snapshot(output) == before
 
 

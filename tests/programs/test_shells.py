@@ -17,7 +17,7 @@ ROOT = REPOSITORY
 TRAIN = tuple(f"{agent.name}/{agent.train}" for agent in AGENTS.values())
 EVALUATE = tuple(f"{agent.name}/{agent.evaluate}" for agent in AGENTS.values())
 MERGE = tuple(f"{agent.name}/{agent.merge}" for agent in AGENTS.values())
-SCRIPTS = ("scripts/demo.sh", "scripts/setup.sh", "scripts/test.sh", "scripts/train_lora.sh")
+SCRIPTS = ("scripts/demo.sh", "scripts/score.sh", "scripts/setup.sh", "scripts/test.sh", "scripts/train_lora.sh")
 
 
 @pytest.fixture

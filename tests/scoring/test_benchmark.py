@@ -1,11 +1,13 @@
 """The measuring behind scripts/benchmark_scoring.py: images, answers under many heads, deviations."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from dfbench.models.registry import AGENTS
 from dfbench.scoring import benchmark
 
 
@@ -53,3 +55,13 @@ def test_deviation_is_the_largest_and_the_mean() -> None:
     found = benchmark.deviation(torch.tensor([[0.5, 0.25]]), torch.tensor([[0.25, 0.125]]))
     assert (found.largest, found.mean) == (0.25, 0.1875)
     assert str(found) == "2.5e-01 / 1.9e-01"
+
+
+def test_every_agent_has_its_real_shape(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    assert benchmark.REAL_SHAPES.keys() == AGENTS.keys()
+    # Parameters of the released checkpoints: Qwen2.5-VL-7B, InternVL2_5-8B, InternVL3-9B.
+    for name, billions in {"qwen2.5": 8.29, "internvl2.5": 8.08, "internvl3": 9.14}.items():
+        folder = shutil.copytree(checkpoints[name], tmp_path / name)
+        benchmark.give_real_shape(name, folder)
+        model = benchmark.random_model(folder, "meta", torch.bfloat16)
+        assert sum(parameter.numel() for parameter in model.parameters()) / 1e9 == pytest.approx(billions, abs=5e-3)

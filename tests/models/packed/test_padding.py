@@ -7,7 +7,7 @@ import torch
 from dfbench.data.annotations import Sample
 from dfbench.models.registry import load_prompt, load_scorer
 from dfbench.scoring.batching import make_plan, measure_sizes
-from dfbench.scoring.engine import Preparation
+from dfbench.scoring.loader import Preparation
 
 AGENTS = ("qwen2.5", "internvl2.5", "internvl3")
 
