@@ -54,11 +54,11 @@ def natural_int(text: str) -> int:
     return value
 
 
-def share(text: str) -> float:
-    """`argparse` type: a number between 0 and 1, both excluded."""
+def fraction(text: str) -> float:
+    """`argparse` type: a number from 0 up to, but without, 1."""
     value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a fraction from 0 to below 1")
     return value
 
 

@@ -1,59 +1,155 @@
-"""Numbers of one detector on one group of images: from counts, and intervals for proportions.
+"""The metrics: one record each, from which the bootstrap, the tables, the report and its glossary follow.
 
 B (fake) is the positive class. Every function takes arrays of any shape that broadcast together and gives NaN where a
-number is not defined, so one call serves a single group, a table of groups, or all bootstrap draws of both.
+number is not defined, so one call serves a table of groups and detectors.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from scipy.special import ndtri
-from scipy.stats import binomtest
+
+from dfbench.evaluation.ranking import (
+    NUM_BINS,
+    Tally,
+    auroc,
+    average_precision,
+    calibration_error,
+    equal_error_rate,
+    true_positive_rate,
+)
 
 Array = np.ndarray
+
+LEVEL = 0.95
+"""Of all intervals."""
+
+
+def percent(share: float) -> str:
+    """0.98414 -> "98.41"; an en dash where the number is not defined."""
+    return "–" if np.isnan(share) else f"{100 * share:.2f}"
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# what metrics are computed from
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Images of a group by class, and how many of each the detector got right (whole numbers, or sums of weights).
+    """Images of groups by class, and how many of each a detector got right (whole numbers, or sums of weights).
 
-    num_real, num_fake: images; right_real, right_fake: those called A and B, respectively.
+    num_real, num_fake: images; right_real, right_fake: those predicted A and B, respectively. absolute_error,
+    squared_error: sums over the images of P(fake) - label (1 fake, 0 real). All arrays broadcast together.
     """
 
     num_real: Array
     right_real: Array
     num_fake: Array
     right_fake: Array
+    absolute_error: Array | float = np.nan
+    squared_error: Array | float = np.nan
 
     @property
     def num_images(self) -> Array:
         return self.num_real + self.num_fake
 
     @property
-    def num_called_fake(self) -> Array:
+    def num_right(self) -> Array:
+        return self.right_real + self.right_fake
+
+    @property
+    def num_predicted_fake(self) -> Array:
         """How often the answer was B."""
         return self.right_fake + self.num_real - self.right_real
 
 
+@dataclass(frozen=True)
+class Sample:
+    """G groups of images under one weighting, as D detectors answer them.
+
+    counts: arrays (G, D). tallies: {(group, detector): tally} of the groups with images of both classes.
+    placements: (G, D) mean of `placements` over the images of each group, ranked among all images.
+    """
+
+    counts: Counts
+    tallies: Mapping[tuple[int, int], Tally]
+    placements: Array | float = np.nan
+
+    def each_tally(self, function: Callable[[Tally], float]) -> Array:
+        """(G, D) values of a function of one ranking, NaN in groups of one class."""
+        values = np.full(np.shape(self.counts.num_images), np.nan)
+        for place, tally in self.tallies.items():
+            values[place] = function(tally)
+        return values
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# the registry
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a group of images and a detector.
+
+    key: names its columns. title: what tables call it. definition: for the glossary, a sentence or two.
+    function: `Sample` -> (G, D). needs_both: only defined for groups with images of both classes; NaN elsewhere.
+    interval: "wilson" for a share of all the group's images, "bootstrap" for percentiles of the resamples, or "none".
+    show: value -> text. short_title: where four detectors must fit into a terminal. is_compared: detectors are
+    compared by their difference in it.
+    """
+
+    key: str
+    title: str
+    definition: str
+    function: Callable[[Sample], Array]
+    needs_both: bool = False
+    interval: Literal["wilson", "bootstrap", "none"] = "bootstrap"
+    show: Callable[[float], str] = percent
+    short_title: str = ""
+    is_compared: bool = False
+
+    def measure(self, sample: Sample) -> Array:
+        """(G, D) values, NaN where not defined."""
+        counts = sample.counts
+        defined = (counts.num_real > 0) & (counts.num_fake > 0) if self.needs_both else True
+        return np.where(defined, self.function(sample), np.nan)
+
+    def bounds(self, values: Array, resampled: Array, num_images: Array) -> tuple[Array, Array]:
+        """(low, high) of unweighted values (G, D), given those of the resamples (R, G, D)."""
+        return wilson_interval(values, num_images) if self.interval == "wilson" else self.percentiles(resampled)
+
+    def percentiles(self, resampled: Array) -> tuple[Array, Array]:
+        """(low, high) of the resamples' values (R, ...)."""
+        return percentile_interval(resampled[:0] if self.interval == "none" else resampled)
+
+    def show_with_interval(self, value: float, low: float, high: float) -> str:
+        """ "98.41 [98.20,98.62]"; only the number where it has no interval."""
+        if np.isnan(low):
+            return self.show(value)
+        # Without the zeros, four detectors fit a terminal.
+        low_text, high_text = (self.show(bound).replace("100.00", "100") for bound in (low, high))
+        return f"{self.show(value)} [{low_text},{high_text}]"
+
+
+METRICS: dict[str, Metric] = {}
+"""All metrics by key, in the order of the tables."""
+
+
+def register(metric: Metric) -> None:
+    """Make a metric known to the bootstrap, the tables and the report. Raises ValueError where its key is taken."""
+    if metric.key in METRICS:
+        raise ValueError(f"the metric {metric.key} is registered already")
+    METRICS[metric.key] = metric
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# from counts
+
+
 def accuracy(counts: Counts) -> Array:
     """Share of right answers."""
-    return ratio(counts.right_real + counts.right_fake, counts.num_images)
-
-
-def f1_fake(counts: Counts) -> Array:
-    """F1 with fake as the positive class, 2 TP / (2 TP + FP + FN); not defined without fake images."""
-    return ratio(2 * counts.right_fake, _where(counts.num_fake, counts.num_fake + counts.num_called_fake))
-
-
-def f1_real(counts: Counts) -> Array:
-    """F1 with real as the positive class; not defined without real images."""
-    num_called_real = counts.num_images - counts.num_called_fake
-    return ratio(2 * counts.right_real, _where(counts.num_real, counts.num_real + num_called_real))
-
-
-def f1_macro(counts: Counts) -> Array:
-    """Mean of both F1; not defined where one class is missing."""
-    return (f1_fake(counts) + f1_real(counts)) / 2
+    return ratio(counts.num_right, counts.num_images)
 
 
 def balanced_accuracy(counts: Counts) -> Array:
@@ -61,13 +157,51 @@ def balanced_accuracy(counts: Counts) -> Array:
     return (ratio(counts.right_real, counts.num_real) + ratio(counts.right_fake, counts.num_fake)) / 2
 
 
-def wilson_interval(successes: Array, total: Array, level: float = 0.95) -> tuple[Array, Array]:
-    """(low, high) of a proportion by Wilson's score method; NaN where `total` is 0.
+def f1_fake(counts: Counts) -> Array:
+    """F1 with fake as the positive class, 2 TP / (2 TP + FP + FN); not defined without fake images."""
+    return ratio(2 * counts.right_fake, _where(counts.num_fake, counts.num_fake + counts.num_predicted_fake))
+
+
+def f1_real(counts: Counts) -> Array:
+    """F1 with real as the positive class; not defined without real images."""
+    num_predicted_real = counts.num_images - counts.num_predicted_fake
+    return ratio(2 * counts.right_real, _where(counts.num_real, counts.num_real + num_predicted_real))
+
+
+def f1_macro(counts: Counts) -> Array:
+    """Mean of both F1; not defined where one class is missing."""
+    return (f1_fake(counts) + f1_real(counts)) / 2
+
+
+def ratio(numerator: Array, denominator: Array) -> Array:
+    """The quotient, NaN where the denominator is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(numerator, float) / np.where(np.asarray(denominator) == 0, np.nan, denominator)
+
+
+def _where(condition: Array, values: Array) -> Array:
+    return np.where(np.asarray(condition) == 0, np.nan, values)
+
+
+def _calibration_error(sample: Sample) -> Array:
+    of_both = sample.each_tally(calibration_error)
+    # In a group of one class all errors of P(fake) have one sign, so the calibration error is their mean.
+    of_one = ratio(sample.counts.absolute_error, sample.counts.num_images)
+    return np.where(np.isnan(of_both), of_one, of_both)
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# intervals and comparisons
+
+
+def wilson_interval(share: Array, total: Array) -> tuple[Array, Array]:
+    """(low, high) of a proportion of `total` by Wilson's score method; NaN where `total` is 0.
 
     E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
     """
-    z2 = ndtri((1 + level) / 2) ** 2
-    share = ratio(successes, total)
+    from scipy.special import ndtri
+
+    z2 = ndtri((1 + LEVEL) / 2) ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
         center = (share + z2 / (2 * total)) / (1 + z2 / total)
         half = np.sqrt(z2 * (share * (1 - share) / total + z2 / (4 * total**2))) / (1 + z2 / total)
@@ -76,8 +210,20 @@ def wilson_interval(successes: Array, total: Array, level: float = 0.95) -> tupl
     return low, high
 
 
+def percentile_interval(resampled: Array) -> tuple[Array, Array]:
+    """(low, high) percentiles over the first axis. NaN where a number is not defined in most of the resamples."""
+    if len(resampled) == 0:
+        return np.full(resampled.shape[1:], np.nan), np.full(resampled.shape[1:], np.nan)
+    defined = np.isfinite(resampled).mean(axis=0) > 0.5
+    filled = np.where(defined, resampled, 0)
+    low, high = np.nanquantile(filled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return np.where(defined, low, np.nan), np.where(defined, high, np.nan)
+
+
 def mcnemar_p(only_first_right: int, only_second_right: int) -> float:
     """Two-sided p-value of McNemar's exact test: would a fair coin split what just one got right so unevenly?"""
+    from scipy.stats import binomtest
+
     discordant = only_first_right + only_second_right
     return float(binomtest(only_first_right, discordant).pvalue) if discordant else 1.0
 
@@ -90,11 +236,104 @@ def cohen_kappa(first: Array, second: Array) -> float:
     return (agreement - by_chance) / (1 - by_chance) if by_chance < 1 else float("nan")
 
 
-def ratio(numerator: Array, denominator: Array) -> Array:
-    """The quotient, NaN where the denominator is 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(numerator, float) / np.where(np.asarray(denominator) == 0, np.nan, denominator)
+# ----------------------------------------------------------------------------------------------------------------
+# the records
 
 
-def _where(condition: Array, values: Array) -> Array:
-    return np.where(np.asarray(condition) == 0, np.nan, values)
+for _metric in (
+    Metric(
+        "accuracy",
+        "accuracy",
+        "Share of right answers.",
+        lambda sample: accuracy(sample.counts),
+        interval="wilson",
+        is_compared=True,
+    ),
+    Metric(
+        "balanced_accuracy",
+        "balanced accuracy",
+        "Mean of the accuracies on real and on fake images; the share of real images does not matter.",
+        lambda sample: balanced_accuracy(sample.counts),
+        needs_both=True,
+        short_title="balanced acc.",
+        is_compared=True,
+    ),
+    Metric(
+        "f1_fake",
+        "F1 (fake)",
+        "Harmonic mean of precision and recall with fake as the positive class; it hangs on the share of real images.",
+        lambda sample: f1_fake(sample.counts),
+    ),
+    Metric(
+        "f1_real",
+        "F1 (real)",
+        "Harmonic mean of precision and recall with real as the positive class.",
+        lambda sample: f1_real(sample.counts),
+    ),
+    Metric(
+        "f1_macro",
+        "F1 (macro)",
+        "Mean of F1 (fake) and F1 (real).",
+        lambda sample: f1_macro(sample.counts),
+        needs_both=True,
+    ),
+    Metric(
+        "auroc",
+        "AUROC",
+        "Chance that a fake image has a higher P(fake) than a real one, whatever the threshold.",
+        lambda sample: sample.each_tally(auroc),
+        needs_both=True,
+        is_compared=True,
+    ),
+    Metric(
+        "auroc_vs_other_class",
+        "AUROC vs other class",
+        "Of a source or category with one class: its images against all images of the other class.",
+        lambda sample: sample.placements,
+    ),
+    Metric(
+        "average_precision",
+        "average precision",
+        "Mean of the precisions at the thresholds that find one fake image more; it hangs on the share of real images.",
+        lambda sample: sample.each_tally(average_precision),
+        needs_both=True,
+        short_title="avg. precision",
+    ),
+    Metric(
+        "eer",
+        "EER",
+        "Equal error rate: where as large a share of real images is predicted fake as of fake ones real.",
+        lambda sample: sample.each_tally(equal_error_rate),
+        needs_both=True,
+    ),
+    Metric(
+        "tpr_at_fpr_1",
+        "TPR at 1 % FPR",
+        "Share of fake images found by a threshold that predicts fake of at most 1 % of the real ones; with few "
+        "hundred real images it hangs on a handful of them, and its interval is too narrow.",
+        lambda sample: sample.each_tally(lambda tally: true_positive_rate(tally, 0.01)),
+        needs_both=True,
+    ),
+    Metric(
+        "tpr_at_fpr_5",
+        "TPR at 5 % FPR",
+        "The same at 5 % of the real images.",
+        lambda sample: sample.each_tally(lambda tally: true_positive_rate(tally, 0.05)),
+        needs_both=True,
+    ),
+    Metric(
+        "brier",
+        "Brier score",
+        "Mean squared difference of P(fake) and the label (1 fake, 0 real).",
+        lambda sample: ratio(sample.counts.squared_error, sample.counts.num_images),
+    ),
+    Metric(
+        "ece",
+        "calibration error",
+        f"Mean of |mean P(fake) − share of fake images| over {NUM_BINS} bins of equal size. It is biased upwards on "
+        f"few images.",
+        _calibration_error,
+        short_title="calibration err.",
+    ),
+):
+    register(_metric)

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, brier_score_loss, f1_score, roc_auc_score
 
 from dfbench.evaluation.bootstrap import METRICS, AnswerSheet
-from dfbench.predictions.reader import categories_of
+from dfbench.predictions.join import categories_of
 
 LABELS = {"LIVE": "A", "CSIQ": "A", "edit": "B", "Kolors": "B", "NOVA": "B", "mine": "AB"}
 

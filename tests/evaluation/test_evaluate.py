@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from dfbench.evaluation.frames import interval
 
 from dfbench.errors import InputError
 from dfbench.evaluation.bootstrap import METRICS, AnswerSheet
 from dfbench.evaluation.evaluate import evaluate, prior_weights
-from dfbench.evaluation.frames import interval
 from dfbench.predictions.reader import Detector
 
 

@@ -5,7 +5,8 @@ import pytest
 from builders import facts_of, fair_detector
 
 from dfbench.evaluation.metadata_baseline import probe_detectors
-from dfbench.predictions.reader import Detector, join
+from dfbench.predictions.join import join
+from dfbench.predictions.reader import Detector
 
 
 @pytest.fixture

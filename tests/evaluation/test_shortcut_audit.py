@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from dfbench.errors import InputError
 from dfbench.evaluation.evaluate import evaluate
 from dfbench.evaluation.shortcut_audit import MATCHED, audit, correlation_table, correlations, matched_weights
-from dfbench.predictions.reader import join
+from dfbench.predictions.join import join
 
 
 @pytest.fixture

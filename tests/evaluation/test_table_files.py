@@ -4,9 +4,9 @@ import csv
 
 import numpy as np
 from builders import random_detector
+from dfbench.evaluation.table_files import TABLE_NAMES, write_tables
 
 from dfbench.evaluation.evaluate import Evaluation, evaluate
-from dfbench.evaluation.table_files import TABLE_NAMES, write_tables
 from dfbench.evaluation.tables import all_tables, evasion_table, result_lines
 
 SOURCES = {"LIVE": "A", "Kolors": "B"}

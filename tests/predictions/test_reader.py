@@ -9,7 +9,8 @@ import pytest
 from dfbench.data.sources import Category
 from dfbench.errors import InputError
 from dfbench.io import write_json
-from dfbench.predictions.reader import Detector, join, read_detector, read_detectors, write_detector
+from dfbench.predictions.join import join
+from dfbench.predictions.reader import Detector, read_detector, read_detectors, write_detector
 from dfbench.predictions.schema import COLUMNS
 
 HEADER = ",".join(COLUMNS)

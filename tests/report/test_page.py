@@ -14,7 +14,8 @@ from PIL import Image
 from dfbench.evaluation.evaluate import evaluate
 from dfbench.evaluation.shortcut_audit import MATCHED, audit
 from dfbench.features.plots import build_feature_report
-from dfbench.predictions.reader import Detector, join
+from dfbench.predictions.join import join
+from dfbench.predictions.reader import Detector
 from dfbench.report.page import audit_words, flatten, headline, renew_features, write_report
 
 SOURCES = {"Flick8k": "A", "LIVE": "A", "edit": "B", "Kolors": "B", "NOVA": "B"}
