@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dfbench.data.sources import CATALOGUE, FAKE, REAL, Category
-from dfbench.evaluation.metrics import METRICS, Counts, Sample, ratio
+from dfbench.evaluation.metrics import METRICS, Sample, ratio
 from dfbench.evaluation.ranking import Ranking, placements
 from dfbench.predictions.join import Predictions
 
@@ -71,7 +71,7 @@ class GroupedPredictions:
         for number, group in enumerate(self.groups):
             if group.cells[self._cell_is_fake].any() and group.cells[~self._cell_is_fake].any():
                 rows = np.flatnonzero(group.cells[self.cell])
-                rankings[number] = rows, [self._rank(rows, i) for i in range(self.prob_fake.shape[1])]
+                rankings[number] = rows, [self._rank(rows, i) for i in range(len(self.predictions.detectors))]
         return rankings
 
     def _rank(self, rows: np.ndarray, detector: int) -> Ranking:
@@ -88,27 +88,24 @@ class GroupedPredictions:
         rows = self._source_start + (rng.random(len(self)) * self._source_size).astype(np.intp)
         return np.bincount(rows, minlength=len(self)).astype(float)
 
-    def counts(self) -> Counts:
-        """Of all groups and detectors, (G, D)."""
-        return self._counts(np.ones(len(self)), self._membership)
-
     def measure(self, weights: np.ndarray | None = None, *, overall_only: bool = False) -> dict[str, np.ndarray]:
         """{metric: (G, D) groups x detectors}, NaN where not defined; with `overall_only`, (1, D).
 
         weights: (N,), at least 0; ones by default.
         """
-        sample = self._sample(np.ones(len(self)) if weights is None else weights, overall_only)
+        sample = self.sample(weights, overall_only=overall_only)
         return {key: metric.measure(sample) for key, metric in METRICS.items()}
 
-    def _sample(self, weights: np.ndarray, overall_only: bool) -> Sample:
+    def sample(self, weights: np.ndarray | None = None, *, overall_only: bool = False) -> Sample:
+        """What `measure` computes the metrics from."""
+        weights = np.ones(len(self)) if weights is None else weights
         skipped = len(self.groups) - 1 if overall_only else 0
-        counts = self._counts(weights, self._membership[skipped:])
         tallies = {}
         for group, (rows, rankings) in self._rankings.items():
             if group >= skipped:
                 of_group = {(group - skipped, i): ranked.tally(weights[rows]) for i, ranked in enumerate(rankings)}
                 tallies |= {place: tally for place, tally in of_group.items() if tally.has_both}
-        means = np.full(counts.num_images.shape, np.nan)
+        means = np.full((len(self.groups) - skipped, len(self.predictions.detectors)), np.nan)
         if not overall_only:
             one_class = [group not in self._rankings for group in range(len(self.groups))]
             for (group, detector), tally in tallies.items():
@@ -116,18 +113,19 @@ class GroupedPredictions:
                     parts = (weights * placements(tally), weights)
                     wins, mass = (self._membership @ np.add.reduceat(part, self._starts[:-1]) for part in parts)
                     means[one_class, detector] = ratio(wins, mass)[one_class]
-        return Sample(counts, tallies, means)
+        return Sample(*self._sums(weights, self._membership[skipped:]), placements=means, tallies=tallies)
 
-    def _counts(self, weights: np.ndarray, membership: np.ndarray) -> Counts:
-        num_detectors = self.prob_fake.shape[1]
+    def _sums(self, weights: np.ndarray, membership: np.ndarray) -> list[np.ndarray]:
+        """The counts of a `Sample`, its first fields."""
+        num_detectors = len(self.predictions.detectors)
         mass = np.add.reduceat(weights, self._starts[:-1])
         spans = [slice(*span) for span in zip(self._starts[:-1], self._starts[1:], strict=True)]
         sums = np.stack([weights[span] @ self._linear[span] for span in spans])
         images = np.repeat(mass[:, None], num_detectors, axis=1)
         sides = ((~self._cell_is_fake)[:, None], self._cell_is_fake[:, None])
         _, squared, absolute = np.split(membership @ sums, 3, axis=1)
-        by_class = (membership @ (values * side) for side in sides for values in (images, sums[:, :num_detectors]))
-        return Counts(*by_class, absolute_error=absolute, squared_error=squared)
+        by_class = [membership @ (values * side) for side in sides for values in (images, sums[:, :num_detectors])]
+        return [*by_class, absolute, squared]
 
 
 def _cells(predictions: Predictions) -> tuple[np.ndarray, pd.DataFrame]:

@@ -175,7 +175,7 @@ def prior_weights(is_fake: np.ndarray, prior: float) -> np.ndarray:
 
 def score_frame(grouped: GroupedPredictions, values: Values, resampled: Values) -> pd.DataFrame:
     """A row for each group and detector, group by group: counts, all metrics with their bounds, and a note."""
-    counts, names = grouped.counts(), grouped.predictions.names
+    counts, names = grouped.sample(), grouped.predictions.names
     columns = {"detector": names * len(grouped.groups)}
     for key, attribute in (("level", "level"), ("group", "name"), ("category", "category")):
         columns[key] = np.repeat([getattr(group, attribute) for group in grouped.groups], len(names))
@@ -209,7 +209,7 @@ def false_negative_frame(
 
     rank: 1 for the source with the highest mean. Sources that have real images as well are left out.
     """
-    counts, agents = grouped.counts(), agent_numbers(detectors)
+    counts, agents = grouped.sample(), agent_numbers(detectors)
     sources = [
         number
         for number, group in enumerate(grouped.groups)

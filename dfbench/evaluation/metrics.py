@@ -1,24 +1,16 @@
-"""The metrics: one record each, from which the bootstrap, the tables, the report and its glossary follow.
+"""The metrics: one registered function each, from which the bootstrap, the tables, the report and its glossary follow.
 
-B (fake) is the positive class. Every function takes arrays of any shape that broadcast together and gives NaN where a
-number is not defined, so one call serves a table of groups and detectors.
+B (fake) is the positive class. Every function takes a `Sample` and gives NaN where a number is not defined.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from dfbench.evaluation.ranking import (
-    NUM_BINS,
-    Tally,
-    auroc,
-    average_precision,
-    calibration_error,
-    equal_error_rate,
-    true_positive_rate,
-)
+from dfbench.evaluation import ranking
+from dfbench.evaluation.ranking import Tally
 
 Array = np.ndarray
 
@@ -31,16 +23,14 @@ def percent(share: float) -> str:
     return "–" if np.isnan(share) else f"{100 * share:.2f}"
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# what metrics are computed from
-
-
 @dataclass(frozen=True)
-class Counts:
-    """Images of groups by class, and how many of each a detector got right (whole numbers, or sums of weights).
+class Sample:
+    """G groups of images under one weighting, as D detectors answer them: what metrics are computed from.
 
-    num_real, num_fake: images; right_real, right_fake: those predicted A and B, respectively. absolute_error,
-    squared_error: sums over the images of P(fake) - label (1 fake, 0 real). All arrays broadcast together.
+    All arrays are (G, D), whole numbers or sums of weights. num_real, num_fake: images; right_real, right_fake: those
+    predicted A and B, respectively. absolute_error, squared_error: sums of P(fake) - label (1 fake, 0 real).
+    placements: mean of `ranking.placements` over a group's images, ranked among all images; NaN in groups of both
+    classes. tallies: {(group, detector): tally} of the groups of both classes.
     """
 
     num_real: Array
@@ -49,6 +39,8 @@ class Counts:
     right_fake: Array
     absolute_error: Array | float = np.nan
     squared_error: Array | float = np.nan
+    placements: Array | float = np.nan
+    tallies: Mapping[tuple[int, int], Tally] = field(default_factory=dict)
 
     @property
     def num_images(self) -> Array:
@@ -63,29 +55,12 @@ class Counts:
         """How often the answer was B."""
         return self.right_fake + self.num_real - self.right_real
 
-
-@dataclass(frozen=True)
-class Sample:
-    """G groups of images under one weighting, as D detectors answer them.
-
-    counts: arrays (G, D). tallies: {(group, detector): tally} of the groups with images of both classes.
-    placements: (G, D) mean of `placements` over the images of each group, ranked among all images.
-    """
-
-    counts: Counts
-    tallies: Mapping[tuple[int, int], Tally]
-    placements: Array | float = np.nan
-
     def each_tally(self, function: Callable[[Tally], float]) -> Array:
         """(G, D) values of a function of one ranking, NaN in groups of one class."""
-        values = np.full(np.shape(self.counts.num_images), np.nan)
+        values = np.full(np.shape(self.num_images), np.nan)
         for place, tally in self.tallies.items():
             values[place] = function(tally)
         return values
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# the registry
 
 
 @dataclass(frozen=True)
@@ -111,8 +86,7 @@ class Metric:
 
     def measure(self, sample: Sample) -> Array:
         """(G, D) values, NaN where not defined."""
-        counts = sample.counts
-        defined = (counts.num_real > 0) & (counts.num_fake > 0) if self.needs_both else True
+        defined = (sample.num_real > 0) & (sample.num_fake > 0) if self.needs_both else True
         return np.where(defined, self.function(sample), np.nan)
 
     def bounds(self, values: Array, resampled: Array, num_images: Array) -> tuple[Array, Array]:
@@ -143,34 +117,98 @@ def register(metric: Metric) -> None:
     METRICS[metric.key] = metric
 
 
-# ----------------------------------------------------------------------------------------------------------------
-# from counts
+def metric(title: str, **options):
+    """Decorator that registers a function under its name; its docstring is the definition. options: see `Metric`."""
+
+    def add(function: Callable[[Sample], Array]) -> Callable[[Sample], Array]:
+        register(Metric(function.__name__, title, " ".join(function.__doc__.split()), function, **options))
+        return function
+
+    return add
 
 
-def accuracy(counts: Counts) -> Array:
+@metric("accuracy", interval="wilson", is_compared=True)
+def accuracy(sample: Sample) -> Array:
     """Share of right answers."""
-    return ratio(counts.num_right, counts.num_images)
+    return ratio(sample.num_right, sample.num_images)
 
 
-def balanced_accuracy(counts: Counts) -> Array:
-    """Mean of the accuracies on real and on fake images; not defined where one class is missing."""
-    return (ratio(counts.right_real, counts.num_real) + ratio(counts.right_fake, counts.num_fake)) / 2
+@metric("balanced accuracy", needs_both=True, short_title="balanced acc.", is_compared=True)
+def balanced_accuracy(sample: Sample) -> Array:
+    """Mean of the accuracies on real and on fake images; the share of real images does not matter."""
+    return (ratio(sample.right_real, sample.num_real) + ratio(sample.right_fake, sample.num_fake)) / 2
 
 
-def f1_fake(counts: Counts) -> Array:
-    """F1 with fake as the positive class, 2 TP / (2 TP + FP + FN); not defined without fake images."""
-    return ratio(2 * counts.right_fake, _where(counts.num_fake, counts.num_fake + counts.num_predicted_fake))
+@metric("F1 (fake)")
+def f1_fake(sample: Sample) -> Array:
+    """Harmonic mean of precision and recall, 2 TP / (2 TP + FP + FN), with fake as the positive class. It hangs on the
+    share of real images."""
+    return ratio(2 * sample.right_fake, _where(sample.num_fake, sample.num_fake + sample.num_predicted_fake))
 
 
-def f1_real(counts: Counts) -> Array:
-    """F1 with real as the positive class; not defined without real images."""
-    num_predicted_real = counts.num_images - counts.num_predicted_fake
-    return ratio(2 * counts.right_real, _where(counts.num_real, counts.num_real + num_predicted_real))
+@metric("F1 (real)")
+def f1_real(sample: Sample) -> Array:
+    """The same with real as the positive class."""
+    num_predicted_real = sample.num_images - sample.num_predicted_fake
+    return ratio(2 * sample.right_real, _where(sample.num_real, sample.num_real + num_predicted_real))
 
 
-def f1_macro(counts: Counts) -> Array:
-    """Mean of both F1; not defined where one class is missing."""
-    return (f1_fake(counts) + f1_real(counts)) / 2
+@metric("F1 (macro)", needs_both=True)
+def f1_macro(sample: Sample) -> Array:
+    """Mean of F1 (fake) and F1 (real)."""
+    return (f1_fake(sample) + f1_real(sample)) / 2
+
+
+@metric("AUROC", needs_both=True, is_compared=True)
+def auroc(sample: Sample) -> Array:
+    """Chance that a fake image has a higher P(fake) than a real one, ties counted half; the threshold does not
+    matter."""
+    return sample.each_tally(ranking.auroc)
+
+
+@metric("AUROC vs other class")
+def auroc_vs_other_class(sample: Sample) -> Array:
+    """Of a source or category with one class: its images against all images of the other class."""
+    return sample.placements
+
+
+@metric("average precision", needs_both=True, short_title="avg. precision")
+def average_precision(sample: Sample) -> Array:
+    """Mean of the precisions at the scores of the fake images. It hangs on the share of real images."""
+    return sample.each_tally(ranking.average_precision)
+
+
+@metric("EER", needs_both=True)
+def eer(sample: Sample) -> Array:
+    """Equal error rate: where as large a share of real images is predicted fake as of fake ones real."""
+    return sample.each_tally(ranking.equal_error_rate)
+
+
+@metric("TPR at 1 % FPR", needs_both=True)
+def tpr_at_fpr_1(sample: Sample) -> Array:
+    """Share of fake images found by a threshold that predicts fake of at most 1 % of the real ones. With few hundred
+    real images it hangs on a handful of them, and its interval is too narrow."""
+    return sample.each_tally(lambda tally: ranking.true_positive_rate(tally, 0.01))
+
+
+@metric("TPR at 5 % FPR", needs_both=True)
+def tpr_at_fpr_5(sample: Sample) -> Array:
+    """The same at 5 % of the real images."""
+    return sample.each_tally(lambda tally: ranking.true_positive_rate(tally, 0.05))
+
+
+@metric("Brier score")
+def brier(sample: Sample) -> Array:
+    """Mean squared difference of P(fake) and the label (1 fake, 0 real)."""
+    return ratio(sample.squared_error, sample.num_images)
+
+
+@metric("calibration error", short_title="calibration err.")
+def ece(sample: Sample) -> Array:
+    """Mean of |mean P(fake) − share of fake images| over 15 bins of equal size. It is biased upwards on few images."""
+    of_both = sample.each_tally(ranking.calibration_error)
+    # In a group of one class all errors of P(fake) have one sign, so the calibration error is their mean.
+    return np.where(np.isnan(of_both), ratio(sample.absolute_error, sample.num_images), of_both)
 
 
 def ratio(numerator: Array, denominator: Array) -> Array:
@@ -181,17 +219,6 @@ def ratio(numerator: Array, denominator: Array) -> Array:
 
 def _where(condition: Array, values: Array) -> Array:
     return np.where(np.asarray(condition) == 0, np.nan, values)
-
-
-def _calibration_error(sample: Sample) -> Array:
-    of_both = sample.each_tally(calibration_error)
-    # In a group of one class all errors of P(fake) have one sign, so the calibration error is their mean.
-    of_one = ratio(sample.counts.absolute_error, sample.counts.num_images)
-    return np.where(np.isnan(of_both), of_one, of_both)
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# intervals and comparisons
 
 
 def wilson_interval(share: Array, total: Array) -> tuple[Array, Array]:
@@ -234,106 +261,3 @@ def cohen_kappa(first: Array, second: Array) -> float:
     share_first, share_second = float(first.mean()), float(second.mean())
     by_chance = share_first * share_second + (1 - share_first) * (1 - share_second)
     return (agreement - by_chance) / (1 - by_chance) if by_chance < 1 else float("nan")
-
-
-# ----------------------------------------------------------------------------------------------------------------
-# the records
-
-
-for _metric in (
-    Metric(
-        "accuracy",
-        "accuracy",
-        "Share of right answers.",
-        lambda sample: accuracy(sample.counts),
-        interval="wilson",
-        is_compared=True,
-    ),
-    Metric(
-        "balanced_accuracy",
-        "balanced accuracy",
-        "Mean of the accuracies on real and on fake images; the share of real images does not matter.",
-        lambda sample: balanced_accuracy(sample.counts),
-        needs_both=True,
-        short_title="balanced acc.",
-        is_compared=True,
-    ),
-    Metric(
-        "f1_fake",
-        "F1 (fake)",
-        "Harmonic mean of precision and recall with fake as the positive class; it hangs on the share of real images.",
-        lambda sample: f1_fake(sample.counts),
-    ),
-    Metric(
-        "f1_real",
-        "F1 (real)",
-        "Harmonic mean of precision and recall with real as the positive class.",
-        lambda sample: f1_real(sample.counts),
-    ),
-    Metric(
-        "f1_macro",
-        "F1 (macro)",
-        "Mean of F1 (fake) and F1 (real).",
-        lambda sample: f1_macro(sample.counts),
-        needs_both=True,
-    ),
-    Metric(
-        "auroc",
-        "AUROC",
-        "Chance that a fake image has a higher P(fake) than a real one, whatever the threshold.",
-        lambda sample: sample.each_tally(auroc),
-        needs_both=True,
-        is_compared=True,
-    ),
-    Metric(
-        "auroc_vs_other_class",
-        "AUROC vs other class",
-        "Of a source or category with one class: its images against all images of the other class.",
-        lambda sample: sample.placements,
-    ),
-    Metric(
-        "average_precision",
-        "average precision",
-        "Mean of the precisions at the thresholds that find one fake image more; it hangs on the share of real images.",
-        lambda sample: sample.each_tally(average_precision),
-        needs_both=True,
-        short_title="avg. precision",
-    ),
-    Metric(
-        "eer",
-        "EER",
-        "Equal error rate: where as large a share of real images is predicted fake as of fake ones real.",
-        lambda sample: sample.each_tally(equal_error_rate),
-        needs_both=True,
-    ),
-    Metric(
-        "tpr_at_fpr_1",
-        "TPR at 1 % FPR",
-        "Share of fake images found by a threshold that predicts fake of at most 1 % of the real ones; with few "
-        "hundred real images it hangs on a handful of them, and its interval is too narrow.",
-        lambda sample: sample.each_tally(lambda tally: true_positive_rate(tally, 0.01)),
-        needs_both=True,
-    ),
-    Metric(
-        "tpr_at_fpr_5",
-        "TPR at 5 % FPR",
-        "The same at 5 % of the real images.",
-        lambda sample: sample.each_tally(lambda tally: true_positive_rate(tally, 0.05)),
-        needs_both=True,
-    ),
-    Metric(
-        "brier",
-        "Brier score",
-        "Mean squared difference of P(fake) and the label (1 fake, 0 real).",
-        lambda sample: ratio(sample.counts.squared_error, sample.counts.num_images),
-    ),
-    Metric(
-        "ece",
-        "calibration error",
-        f"Mean of |mean P(fake) − share of fake images| over {NUM_BINS} bins of equal size. It is biased upwards on "
-        f"few images.",
-        _calibration_error,
-        short_title="calibration err.",
-    ),
-):
-    register(_metric)

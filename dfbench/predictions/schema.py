@@ -46,8 +46,8 @@ def check_output_csv(csv_path: Path, inputs: Iterable[Path] = ()) -> None:
     of the files that are read (`inputs`), or a `.json` beside it that no run of ours wrote.
     """
     if csv_path.suffix != ".csv" or csv_path.is_dir():
-        what = "this is a folder" if csv_path.is_dir() else "the name does not end in .csv"
-        raise InputError(f"{csv_path}: {what}. Name another --output_csv.")
+        what = "this is a folder" if csv_path.is_dir() else "this is no CSV"
+        raise InputError(f"{csv_path}: {what}; expected a name that ends in .csv. Name another --output_csv.")
     read = {path.resolve() for path in inputs}
     for path in (csv_path, info_path(csv_path), errors_path(csv_path), warnings_path(csv_path)):
         if path.resolve() in read:

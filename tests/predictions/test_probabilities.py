@@ -1,4 +1,4 @@
-"""Letters: token ids in context, probabilities that keep both tails, decisions."""
+"""Letters: token ids in context, probabilities and log-odds that keep both tails, decisions."""
 
 import warnings
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dfbench.errors import InputError
-from dfbench.predictions.probabilities import answer_token_ids, answers, probabilities
+from dfbench.predictions.probabilities import answer_token_ids, answers, log_odds, probabilities, sigmoid
 
 
 def encode(text: str) -> list[int]:
@@ -23,12 +23,12 @@ def test_letter_ids_are_the_tokens_after_the_prompt():
 
 
 def test_a_letter_that_merges_with_the_prompt_is_refused():
-    with pytest.raises(InputError, match=r"tokenizer\.json: found the answer A as 0 tokens .* expected exactly one"):
+    with pytest.raises(InputError, match=r"tokenizer\.json: the answer A is 0 tokens .* expected exactly one"):
         answer_token_ids(encode, "which?", "tokenizer.json")
 
 
 def test_a_letter_of_two_tokens_is_refused():
-    with pytest.raises(InputError, match="the answer B as 2 tokens"):
+    with pytest.raises(InputError, match="the answer B is 2 tokens"):
         answer_token_ids(lambda text: encode(text.replace("B", "C")), "say ", "x")
 
 
@@ -57,3 +57,24 @@ def test_huge_differences_give_exact_zero_and_one_without_warnings():
 
 def test_the_larger_wins_and_a_tie_is_b():
     assert answers(np.array([[0.6, 0.4], [0.4, 0.6], [0.5, 0.5]])).tolist() == ["A", "B", "B"]
+
+
+def test_log_odds_keep_an_order_that_float32_probabilities_lose():
+    pairs = np.float32([[1e-9, 1], [1e-12, 1], [0, 1], [1, 0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = log_odds(pairs)
+    assert found[0] == pytest.approx(9 * np.log(10))
+    assert found[0] < found[1] < found[2] == np.inf
+    assert found[3] == -np.inf
+    # A floor of 1e-10 counts for the second and the third pair, and for the real half of the fourth.
+    np.testing.assert_allclose(log_odds(pairs, floor=1e-10) / np.log(10), [9, 10, 10, -10])
+
+
+def test_the_sigmoid_reverses_the_log_odds_and_does_not_warn():
+    values = np.array([-1e4, -30, 0, 2, 1e4])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = sigmoid(values)
+    assert found.tolist()[0::4] == [0, 1]
+    np.testing.assert_allclose(log_odds(np.stack([sigmoid(-values), found], axis=1))[1:4], values[1:4], rtol=1e-12)
