@@ -228,7 +228,7 @@ def wilson_interval(share: Array, total: Array) -> tuple[Array, Array]:
     """
     from scipy.special import ndtri
 
-    z2 = ndtri((1 + LEVEL) / 2) ** 2
+    total, z2 = np.asarray(total, float), ndtri((1 + LEVEL) / 2) ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
         center = (share + z2 / (2 * total)) / (1 + z2 / total)
         half = np.sqrt(z2 * (share * (1 - share) / total + z2 / (4 * total**2))) / (1 + z2 / total)

@@ -48,6 +48,7 @@ def agent_outputs(predictions: "Predictions") -> AgentOutputs:
     return AgentOutputs(prob, np.where(np.isnan(of_logits), of_prob, of_logits))
 
 
+@dataclass(frozen=True)
 class FusionRule:
     """One way to fuse: a frozen dataclass whose fields are its parameters, `float` or (one for each agent) `list`.
 
@@ -104,7 +105,6 @@ def register(rule: type[FusionRule]) -> type[FusionRule]:
 
 
 @register
-@dataclass(frozen=True)
 class MeanProb(FusionRule):
     name = "mean_prob"
     summary = "the mean of the probabilities, the paper's rule"
@@ -114,7 +114,6 @@ class MeanProb(FusionRule):
 
 
 @register
-@dataclass(frozen=True)
 class MeanLogit(FusionRule):
     name = "mean_logit"
     summary = "the mean of the log-odds"
@@ -124,7 +123,6 @@ class MeanLogit(FusionRule):
 
 
 @register
-@dataclass(frozen=True)
 class Vote(FusionRule):
     name = "vote"
     summary = "the share of the agents that answer so"
