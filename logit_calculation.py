@@ -49,7 +49,7 @@ def main() -> None:
 
 def parse() -> Namespace:
     fitted = [name for name, rule in RULES.items() if rule.is_fitted]
-    rules = "; ".join(f"{name}: {rule.summary}" for name, rule in RULES.items()).replace("%", "%%")
+    rules = " ".join(f"{name}: {rule.__doc__}" for name, rule in RULES.items()).replace("%", "%%")
     parser = cli.ArgumentParser(__doc__)
     add = parser.add_argument
     add("csv", nargs="*", type=Path, metavar="CSV", help="per-image CSVs, one an agent; none: the three of results/")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from dfbench.data.sources import CATALOGUE, FAKE, REAL, Category
+from dfbench.data.sources import CATALOGUE, FAKE, REAL, Category, category_of
 from dfbench.evaluation.metrics import METRICS, Sample, ratio
 from dfbench.evaluation.ranking import Ranking, placements
 from dfbench.predictions.join import Predictions
@@ -46,7 +46,9 @@ class GroupedPredictions:
         self._membership = np.stack([group.cells for group in self.groups]).astype(float)
         self._cell_is_fake = (self.cells["label"] == FAKE).to_numpy()
         self._starts = np.searchsorted(self.cell, np.arange(len(self.cells) + 1))
-        self._source_start, self._source_size = self._source_blocks()
+        source = self.cells["source"].factorize()[0][self.cell]
+        size = np.bincount(source)
+        self._source_start, self._source_size = (np.cumsum(size) - size)[source], size[source]
         error = self.prob_fake - self.predictions.is_fake[:, None]
         self._linear = np.hstack([self.is_right, error**2, np.abs(error)])
         self._rankings = self._rank_groups()
@@ -59,24 +61,16 @@ class GroupedPredictions:
         """(N, D) whether each detector's answer is the label."""
         return self.predictions.predicted_fake == self.predictions.is_fake[:, None]
 
-    def _source_blocks(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) the first row and (N,) the number of rows of each row's source."""
-        source = self.cells["source"].factorize()[0][self.cell]
-        size = np.bincount(source)
-        return (np.cumsum(size) - size)[source], size[source]
-
     def _rank_groups(self) -> dict[int, tuple[np.ndarray, list[Ranking]]]:
         """{group: (its rows, a ranking for each detector)} of the groups with both classes."""
         rankings = {}
         for number, group in enumerate(self.groups):
             if group.cells[self._cell_is_fake].any() and group.cells[~self._cell_is_fake].any():
                 rows = np.flatnonzero(group.cells[self.cell])
-                rankings[number] = rows, [self._rank(rows, i) for i in range(len(self.predictions.detectors))]
+                columns = zip(self.predictions.log_odds[rows].T, self.prob_fake[rows].T, strict=True)
+                is_fake = self.predictions.is_fake[rows]
+                rankings[number] = rows, [Ranking(scores, is_fake, prob_fake) for scores, prob_fake in columns]
         return rankings
-
-    def _rank(self, rows: np.ndarray, detector: int) -> Ranking:
-        scores, is_fake = self.predictions.log_odds[rows, detector], self.predictions.is_fake[rows]
-        return Ranking(scores, is_fake, self.prob_fake[rows, detector])
 
     def overall_ranking(self, detector: int) -> Ranking | None:
         """The ranking of all images; None where they are all real or all fake."""
@@ -131,12 +125,11 @@ class GroupedPredictions:
 def _cells(predictions: Predictions) -> tuple[np.ndarray, pd.DataFrame]:
     """(cell of each row, one row for each cell: source, label, category), sources in the catalogue's order."""
     place = {source: i for i, source in enumerate(CATALOGUE)}
-    columns = (predictions.sources, predictions.labels, predictions.categories)
-    cells = sorted(set(zip(*columns, strict=True)), key=lambda cell: (place.get(cell[0], len(place)), *cell[:2]))
-    number = {cell[:2]: i for i, cell in enumerate(cells)}
-    rows = zip(*columns[:2], strict=True)
-    cell_of_row = np.fromiter((number[row] for row in rows), dtype=np.intp, count=len(predictions))
-    return cell_of_row, pd.DataFrame(cells, columns=["source", "label", "category"])
+    rows = list(zip(predictions.sources, predictions.labels, strict=True))
+    cells = sorted(set(rows), key=lambda cell: (place.get(cell[0], len(place)), *cell))
+    number = {cell: i for i, cell in enumerate(cells)}
+    table = pd.DataFrame([(*cell, category_of(*cell)) for cell in cells], columns=["source", "label", "category"])
+    return np.array([number[row] for row in rows]), table
 
 
 def list_groups(cells: pd.DataFrame) -> list[Group]:

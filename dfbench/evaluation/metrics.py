@@ -121,7 +121,7 @@ def metric(title: str, **options):
     """Decorator that registers a function under its name; its docstring is the definition. options: see `Metric`."""
 
     def add(function: Callable[[Sample], Array]) -> Callable[[Sample], Array]:
-        register(Metric(function.__name__, title, " ".join(function.__doc__.split()), function, **options))
+        register(Metric(function.__name__, title, " ".join((function.__doc__ or "").split()), function, **options))
         return function
 
     return add

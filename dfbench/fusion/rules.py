@@ -52,12 +52,11 @@ def agent_outputs(predictions: "Predictions") -> AgentOutputs:
 class FusionRule:
     """One way to fuse: a frozen dataclass whose fields are its parameters, `float` or (one for each agent) `list`.
 
-    name: of `--fusion` and of the metadata JSON. summary: for the help. A rule with `is_fitted` has parameters, and
-    `fit` to find them.
+    Its docstring stands in the help. name: of `--fusion` and of the metadata JSON. A rule with `is_fitted` has
+    parameters, and `fit` to find them.
     """
 
     name: ClassVar[str]
-    summary: ClassVar[str]
     is_fitted: ClassVar[bool] = False
 
     def apply(self, agents: AgentOutputs) -> np.ndarray:
@@ -78,15 +77,12 @@ class FusionRule:
 
     @classmethod
     def from_parameters(cls, parameters: Any, num_agents: int) -> "FusionRule":
-        """The reverse of `parameters`. Raises ValueError for anything but finite numbers for so many agents."""
+        """The reverse of `parameters`. Raises ValueError or TypeError unless they are finite and as many as agents."""
         shapes = {field.name: () if field.type is float else (num_agents,) for field in fields(cls)}
         if not isinstance(parameters, dict) or parameters.keys() != shapes.keys():
             raise ValueError(f"the parameters are not {', '.join(shapes)}")
         for name, shape in shapes.items():
-            try:
-                value = np.array(parameters[name], np.float64)
-            except TypeError as error:
-                raise ValueError(str(error)) from None
+            value = np.array(parameters[name], np.float64)
             if value.shape != shape or not np.isfinite(value).all():
                 raise ValueError(f"{name} is not finite numbers of shape {shape}")
         return cls(**parameters)
@@ -106,8 +102,9 @@ def register(rule: type[FusionRule]) -> type[FusionRule]:
 
 @register
 class MeanProb(FusionRule):
+    """The mean of the probabilities, the paper's rule."""
+
     name = "mean_prob"
-    summary = "the mean of the probabilities, the paper's rule"
 
     def apply(self, agents: AgentOutputs) -> np.ndarray:
         return agents.prob.mean(axis=1)
@@ -115,8 +112,9 @@ class MeanProb(FusionRule):
 
 @register
 class MeanLogit(FusionRule):
+    """The mean of the log-odds."""
+
     name = "mean_logit"
-    summary = "the mean of the log-odds"
 
     def apply(self, agents: AgentOutputs) -> np.ndarray:
         return _pair(agents.log_odds.mean(axis=1))
@@ -124,8 +122,9 @@ class MeanLogit(FusionRule):
 
 @register
 class Vote(FusionRule):
+    """The share of the agents that answer so."""
+
     name = "vote"
-    summary = "the share of the agents that answer so"
 
     def apply(self, agents: AgentOutputs) -> np.ndarray:
         share_fake = predicts_fake(agents.prob).mean(axis=1)
@@ -135,12 +134,11 @@ class Vote(FusionRule):
 @register
 @dataclass(frozen=True)
 class Weighted(FusionRule):
-    """weights: from 0 to 1, and sum to 1."""
+    """The mean of the probabilities under given or fitted weights."""
 
     weights: list[float]
 
     name = "weighted"
-    summary = "the mean of the probabilities under given or fitted weights"
     is_fitted = True
 
     def apply(self, agents: AgentOutputs) -> np.ndarray:
@@ -162,7 +160,7 @@ class Weighted(FusionRule):
 
     @classmethod
     def fit(cls, agents: AgentOutputs, is_fake: np.ndarray) -> "Weighted":
-        """Most likely under the weighted mean: a concave problem."""
+        """A concave problem."""
         from scipy.optimize import minimize
 
         prob_label = np.where(is_fake[:, None], agents.prob[:, :, 1], agents.prob[:, :, 0])
@@ -188,13 +186,12 @@ class Weighted(FusionRule):
 @register
 @dataclass(frozen=True)
 class Calibrated(FusionRule):
-    """Log-odds / temperature + bias of each agent, before the mean."""
+    """The mean of the probabilities after a fitted temperature and bias for each agent."""
 
     temperature: list[float]
     bias: list[float]
 
     name = "calibrated"
-    summary = "the mean of the probabilities after a fitted temperature and bias for each agent"
     is_fitted = True
 
     def __post_init__(self) -> None:
@@ -219,13 +216,12 @@ class Calibrated(FusionRule):
 @register
 @dataclass(frozen=True)
 class Stacked(FusionRule):
-    """Logistic regression on the log-odds."""
+    """A logistic regression on the log-odds."""
 
     weights: list[float]
     bias: float
 
     name = "stacked"
-    summary = "a logistic regression on the log-odds"
     is_fitted = True
 
     def apply(self, agents: AgentOutputs) -> np.ndarray:

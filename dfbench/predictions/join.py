@@ -1,13 +1,13 @@
 """Several detectors on the same images as one `Predictions`: what flows from the CSVs to fusion and evaluation."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
-from dfbench.data.sources import FAKE, Category, category_of, source_of
+from dfbench.data.sources import FAKE, source_of
 from dfbench.errors import InputError
 from dfbench.predictions.probabilities import log_odds, predicts_fake
 from dfbench.predictions.reader import Detector
@@ -18,16 +18,14 @@ from dfbench.predictions.schema import COLUMNS
 class Predictions:
     """What K detectors say about the same N images.
 
-    images: (N,) keys. labels: (N,) A, B, or "" where unknown. sources, categories: (N,). All of them texts.
-    prob, logits: (N, K, 2) float32, columns A and B; logits are NaN where a detector has none. In memory each
-        detector's numbers lie together: that is how they are read, and the last bit of sums over them rests on it.
+    images: (N,) keys. labels: (N,) A, B, or "" where unknown; both texts. prob, logits: (N, K, 2) float32, columns A
+    and B; logits are NaN where a detector has none. In memory each detector's numbers lie together: that is how they
+    are read, and the last bit of sums over them rests on it.
     """
 
     detectors: tuple[Detector, ...]
     images: np.ndarray
     labels: np.ndarray
-    sources: np.ndarray
-    categories: np.ndarray
     prob: np.ndarray
     logits: np.ndarray
 
@@ -41,6 +39,13 @@ class Predictions:
     @property
     def names(self) -> list[str]:
         return [detector.name for detector in self.detectors]
+
+    @cached_property
+    def sources(self) -> np.ndarray:
+        """(N,) names of the images' sources."""
+        folders = [image.rpartition("/")[0] for image in self.images]
+        known = {folder: source_of(f"{folder}/x" if folder else "x") for folder in set(folders)}
+        return np.array([known[folder] for folder in folders], dtype=object)
 
     @cached_property
     def is_labelled(self) -> np.ndarray:
@@ -64,8 +69,7 @@ class Predictions:
 
     def take(self, rows: np.ndarray) -> "Predictions":
         """These images alone, in this order. rows: (N,) bool, or row numbers."""
-        arrays = ("images", "labels", "sources", "categories", "prob", "logits")
-        return replace(self, **{name: getattr(self, name)[rows] for name in arrays})
+        return replace(self, **{name: getattr(self, name)[rows] for name in ("images", "labels", "prob", "logits")})
 
     @property
     def labelled(self) -> "Predictions":
@@ -113,22 +117,4 @@ def join(detectors: Sequence[Detector], *, partial: bool = False) -> Predictions
         labels = np.where(labels == "", theirs, labels)
         prob[:, i] = detector.frame[list(COLUMNS[5:])].to_numpy(np.float32)[rows]
         logits[:, i] = detector.frame[list(COLUMNS[3:5])].to_numpy(np.float32)[rows]
-    sources = sources_of(images)
-    categories = np.array(categories_of(sources, labels), dtype=object)
-    return Predictions(
-        tuple(detectors), images.to_numpy(object), labels, np.array(sources, dtype=object), categories, prob, logits
-    )
-
-
-def sources_of(images: Iterable[str]) -> list[str]:
-    """The source of each image; only one look for each folder."""
-    folders = [image.rpartition("/")[0] for image in images]
-    known = {folder: source_of(f"{folder}/x" if folder else "x") for folder in set(folders)}
-    return [known[folder] for folder in folders]
-
-
-def categories_of(sources: Iterable[str], labels: Iterable[str]) -> list[Category]:
-    """The category of each image out of its source and label; only one look for each pair of the two."""
-    pairs = list(zip(sources, labels, strict=True))
-    known = {pair: category_of(*pair) for pair in set(pairs)}
-    return [known[pair] for pair in pairs]
+    return Predictions(tuple(detectors), images.to_numpy(object), labels, prob, logits)

@@ -124,21 +124,14 @@ def _tables(evaluation: Evaluation) -> dict[str, list[tuple[Table, bool]]]:
 
 def glossary(evaluation: Evaluation) -> list[tuple[str, str]]:
     """(term, definition) of everything that the page's tables show."""
-    by_interval = {
-        kind: ", ".join(metric.title for metric in METRICS.values() if metric.interval == kind)
-        for kind in ("wilson", "none")
-    }
-    resamples = (
-        f"{evaluation.num_resamples:,} bootstrap resamples (seed {evaluation.seed}), each keeping the size of every "
-        f"source"
-        if evaluation.num_resamples
-        else "a bootstrap, which was switched off"
-    )
+    by_wilson = ", ".join(metric.title for metric in METRICS.values() if metric.interval == "wilson")
+    resamples = "a bootstrap, which was switched off"
+    if evaluation.num_resamples:
+        number = f"{evaluation.num_resamples:,} bootstrap resamples (seed {evaluation.seed})"
+        resamples = f"{number}, each keeping the size of every source"
     intervals = (
-        f"95 %. Wilson's score interval: {by_interval['wilson']} and false-negative rate. "
-        + (f"None: {by_interval['none']}. " if by_interval["none"] else "")
-        + f"All others: percentiles of {resamples}. Differences between detectors are paired: all of them see the same "
-        f"resamples."
+        f"95 %. Wilson's score interval: {by_wilson} and false-negative rate. All others: percentiles of {resamples}. "
+        f"Differences between detectors are paired: all of them see the same resamples."
     )
     return [
         ("Intervals", intervals),
@@ -150,35 +143,42 @@ def glossary(evaluation: Evaluation) -> list[tuple[str, str]]:
 
 def _drawings(evaluation: Evaluation) -> dict[str, Drawing]:
     """The figures that these images allow, by name."""
-    drawings = {
-        "sources": Drawing(
-            Markup(plots.radar_of_sources(evaluation)), "Accuracy of the detectors over the sources, in percent."
-        ),
-        "histograms": Drawing(
-            Markup(plots.histograms(evaluation)),
+    has_both = evaluation.grouped.overall_ranking(0) is not None
+    has_fakes, has_pairs = len(evaluation.false_negatives) > 0, len(evaluation.pairs) > 0
+    drawn = (
+        ("sources", True, plots.radar_of_sources, "Accuracy of the detectors over the sources, in percent."),
+        (
+            "histograms",
+            True,
+            plots.histograms,
             "P(fake) by category. Right of 0.5 an image is predicted fake. The vertical scale is logarithmic.",
         ),
-    }
-    if len(evaluation.false_negatives):
-        drawings["generators"] = Drawing(
-            Markup(plots.radar_of_generators(evaluation)),
+        (
+            "generators",
+            has_fakes,
+            plots.radar_of_generators,
             "False-negative rate: share of each generator's images that a detector predicts real, in percent.",
-        )
-    if evaluation.grouped.overall_ranking(0):
-        drawings["roc"] = Drawing(
-            Markup(plots.roc_curves(evaluation)),
+        ),
+        (
+            "roc",
+            has_both,
+            plots.roc_curves,
             "ROC curves over all images; the horizontal scale is logarithmic. Gray: chance.",
-        )
-        drawings["reliability"] = Drawing(
-            Markup(plots.reliability_curves(evaluation)),
+        ),
+        (
+            "reliability",
+            has_both,
+            plots.reliability_curves,
             "Reliability over all images, in bins of equal size. Gray: probabilities that mean what they say.",
-        )
-    if len(evaluation.pairs):
-        drawings["agreement"] = Drawing(
-            Markup(plots.agreement(evaluation)),
+        ),
+        (
+            "agreement",
+            has_pairs,
+            plots.agreement,
             "Cohen's kappa: 1 where two detectors give the same answer to every image, 0 where they agree by chance.",
-        )
-    return drawings
+        ),
+    )
+    return {name: Drawing(Markup(draw(evaluation)), caption) for name, has, draw, caption in drawn if has}
 
 
 def _features(features_dir: Path | None) -> dict[str, Any]:

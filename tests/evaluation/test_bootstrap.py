@@ -6,8 +6,8 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, brier_score_loss, f1_score, roc_auc_score
 
 from dfbench.evaluation.bootstrap import GroupedPredictions
-from dfbench.evaluation.ranking import calibration_error
-from dfbench.predictions.join import Predictions, categories_of
+from dfbench.evaluation.ranking import Ranking, calibration_error
+from dfbench.predictions.join import Predictions
 from dfbench.predictions.reader import Detector
 
 LABELS = {"LIVE": "A", "CSIQ": "A", "edit": "B", "Kolors": "B", "NOVA": "B", "mine": "AB"}
@@ -21,9 +21,8 @@ def predictions(seed: int = 0, num_images: int = 40, labels: dict[str, str] = LA
     prob_fake = rng.beta(np.where(label == "B", 4, 2)[:, None], 2, (len(label), 2)).round(2).astype(np.float32)
     prob = np.stack([1 - prob_fake, prob_fake], axis=2)
     images = np.array([f"DFBench/{source}/{i}.jpg" for i, source in enumerate(sources)], object)
-    categories = np.array(categories_of(sources, label), object)
     detectors = tuple(Detector(name, pd.DataFrame()) for name in "xy")
-    made = Predictions(detectors, images, label, sources.astype(object), categories, prob, np.full_like(prob, np.nan))
+    made = Predictions(detectors, images, label, prob, np.full_like(prob, np.nan))
     return made.take(rng.permutation(len(images)))
 
 
@@ -70,7 +69,9 @@ def test_groups_of_one_class(grouped):
 
 def test_the_calibration_error_of_one_class_needs_no_bins():
     one_class = GroupedPredictions(predictions(labels={"NOVA": "B"}))
-    expected = calibration_error(one_class._rank(np.arange(40), 0).tally())
+    expected = calibration_error(
+        Ranking(one_class.prob_fake[:, 0], np.ones(40, bool), one_class.prob_fake[:, 0]).tally()
+    )
     assert value(one_class.measure(), one_class, "ece", "NOVA") == pytest.approx(expected)
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dfbench.data.sources import Category
 from dfbench.errors import InputError
 from dfbench.predictions.join import join
 from dfbench.predictions.reader import Detector
@@ -29,7 +28,6 @@ def test_join_goes_by_key_whatever_the_order():
     assert joined.logits.tolist() == [[[1, 2], [1, 2]]] * 2
     assert joined.prob.dtype == joined.logits.dtype == np.float32
     assert joined.sources.tolist() == ["edit"] * 2
-    assert joined.categories.tolist() == [Category.AI_EDITED] * 2
 
 
 def test_what_follows_from_the_predictions():

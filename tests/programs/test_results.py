@@ -302,7 +302,9 @@ def test_a_registered_fusion_rule_is_a_choice_and_applies(agents, tmp_path, run_
     from dfbench.fusion import rules
 
     class Last(rules.FusionRule):
-        name, summary = "last", "what the last agent says"
+        """What the last agent says."""
+
+        name = "last"
 
         def apply(self, agents):
             return agents.prob[:, -1]
@@ -317,7 +319,7 @@ def test_a_registered_fusion_rule_is_a_choice_and_applies(agents, tmp_path, run_
     fused, last = (read_detector(path).frame for path in (tmp_path / "last.csv", agents[-1]))
     assert fused[["image", "answer", "prob_B"]].equals(last[["image", "answer", "prob_B"]])
     assert json.loads((tmp_path / "last.json").read_text())["fusion"] == "last"
-    assert "last: what the last agent says" in usage
+    assert "last: What the last agent says." in usage
 
 
 @pytest.mark.slow

@@ -155,7 +155,7 @@ def test_a_registered_table_stands_in_its_section(tmp_path, monkeypatch):
     monkeypatch.setattr("dfbench.report.page.TABLES", known)
     content = {"header": ["name", "n"], "rows": [["dummy cell", "1"]], "frame": pd.DataFrame()}
     tables.register("dummy", "A dummy table", "scores", terms=(("Dummy term", "Explained."),))(lambda _: content)
-    html, page = page_of(tmp_path, evaluate(detectors()))
+    html, _ = page_of(tmp_path, evaluate(detectors()))
     section = html.partition('<section id="scores">')[2].partition("</section>")[0]
     assert "A dummy table" in section
     assert "dummy cell" in section
