@@ -32,7 +32,7 @@ def metadata_baselines(predictions: Predictions, metadata: pd.DataFrame, seed: i
             frame = pd.DataFrame(
                 {"image": predictions.images, "label": predictions.labels, "answer": answers(pair)}
             ).assign(logit_A=np.float32(np.nan), logit_B=np.float32(np.nan), prob_A=pair[:, 0], prob_B=pair[:, 1])
-            info = {"metadata_baseline": f"sees only size and format; fitted on {fitted_on}"}
+            info = {"metadata_baseline": f"metadata-only baseline: sees size and format alone; fitted on {fitted_on}"}
             baselines.append(Detector(name, frame, info=info))
     return baselines
 

@@ -242,7 +242,7 @@ def test_audit_adds_baselines_and_matched_figures(agents, tmp_path):
         20,
     )
     assert found.returncode == 0, found.stderr
-    assert "meta (same): sees only size and format" in found.stdout
+    assert "meta (same): metadata-only baseline: sees size and format alone" in found.stdout
     assert max(map(len, found.stdout.split("\ntables in")[0].splitlines())) <= 100
     matched = (tmp_path / "out" / "tables" / "reweighted.md").read_text()
     assert "equal size and format" in matched
