@@ -55,7 +55,7 @@ def natural_int(text: str) -> int:
 
 
 def fraction(text: str) -> float:
-    """`argparse` type: a number from 0 up to, but without, 1."""
+    """`argparse` type: a number from 0 up to, but not including, 1."""
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a fraction from 0 to below 1")

@@ -65,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--image_root", type=Path, default=REPOSITORY, help="folder that receives DFBench/SOURCE/...")
     add("--annotation_dir", type=Path, help="folder for the clean annotations, instead of the model folders")
     add("--report_dir", type=Path, help="folder for the report (default: IMAGE_ROOT/DFBench)")
-    add("--val_fraction", type=cli.fraction, default=0.01, help="share of each source's training rows for validation")
+    add("--val_fraction", type=fraction, default=0.01, help="share of each source's training rows for validation")
     add(
         "--limit_per_source", type=cli.positive_int, default=0, metavar="N", help="a subset: N training and N test rows"
     )
@@ -89,6 +89,14 @@ def parse_arguments() -> argparse.Namespace:
     if args.download and args.verify_only:
         parser.error("--download fetches files and --verify_only changes nothing: name one of them")
     return args
+
+
+def fraction(text: str) -> float:
+    """`argparse` type: a number from 0 up to, but without, 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a fraction from 0 to below 1")
+    return value
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From the two letters to probabilities: token ids of A and B, softmax of their logits, log-odds, decision."""
+"""From the two letters to probabilities: token ids of A and B, softmax of their logits, decision."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,17 +20,13 @@ def answer_token_ids(encode: Callable[[str], Sequence[int]], prompt: str, where:
         after = list(encode(prompt + letter))
         if len(after) != len(before) + 1 or after[:-1] != before:
             raise InputError(
-                f"{where}: the answer {letter} is {len(after) - len(before)} tokens after the prompt; expected exactly "
-                f"one more than the prompt alone. Use the tokenizer that belongs to the model."
+                where,
+                found=f"the answer {letter} as {len(after) - len(before)} tokens after the prompt",
+                expected="exactly one token more than the prompt alone",
+                remedy="use the tokenizer that belongs to the model",
             )
         found.append(after[-1])
     return found[0], found[1]
-
-
-def sigmoid(log_odds: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)) in the type of its argument; exactly 0 or 1 far out, without a warning."""
-    with np.errstate(over="ignore"):  # exp(large) = inf gives the right 0
-        return 1 / (1 + np.exp(-log_odds))
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
@@ -41,6 +37,12 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
     logits = np.asarray(logits, dtype=np.float32)
     with np.errstate(over="ignore"):
         return sigmoid(logits - logits[..., ::-1])
+
+
+def sigmoid(log_odds: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)) in the type of its argument; exactly 0 or 1 far out, without a warning."""
+    with np.errstate(over="ignore"):  # exp(large) = inf gives the right 0
+        return 1 / (1 + np.exp(-log_odds))
 
 
 def log_odds(prob: np.ndarray, *, floor: np.ndarray | float = 0.0) -> np.ndarray:

@@ -12,7 +12,7 @@ import logging
 import os
 import subprocess
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -60,12 +60,7 @@ def train(argv: list[str]) -> None:
     add = parser.add_argument
     add("--train_annotations", type=Path, required=True, help="annotation file, either shape")
     add("--val_annotations", type=Path, help="validation rows; without it they are split off the training rows")
-    add(
-        "--val_fraction",
-        type=cli.fraction,
-        default=0.01,
-        help="share of each source's training rows for validation",
-    )
+    add("--val_fraction", type=_fraction, default=0.01, help="share of each source's training rows kept for validation")
     add("--image_root", type=Path, default=REPOSITORY, help="folder that the annotated image paths start from")
     add("--model", type=Path, required=True, help="base checkpoint folder")
     add("--model_type", help="ms-swift's name of the model family, which the checkpoint has to be of")
@@ -185,6 +180,13 @@ def _datasets(args: Namespace, max_ratio: float | None) -> tuple[Path, Path | No
     for rows, path in zip((samples, validation), paths, strict=True):
         write_annotations(rows, path, image_root=args.image_root)
     return paths[0], paths[1] if validation else None
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise ArgumentTypeError(f"{text} is no share from 0 up to, but not including, 1")
+    return value
 
 
 def _for_this_machine(deepspeed: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Letters: token ids in context, probabilities and log-odds that keep both tails, decisions."""
+"""Letters: token ids in context, probabilities that keep both tails, decisions."""
 
 import warnings
 
@@ -23,12 +23,12 @@ def test_letter_ids_are_the_tokens_after_the_prompt():
 
 
 def test_a_letter_that_merges_with_the_prompt_is_refused():
-    with pytest.raises(InputError, match=r"tokenizer\.json: the answer A is 0 tokens .* expected exactly one"):
+    with pytest.raises(InputError, match=r"tokenizer\.json: found the answer A as 0 tokens .* expected exactly one"):
         answer_token_ids(encode, "which?", "tokenizer.json")
 
 
 def test_a_letter_of_two_tokens_is_refused():
-    with pytest.raises(InputError, match="the answer B is 2 tokens"):
+    with pytest.raises(InputError, match="the answer B as 2 tokens"):
         answer_token_ids(lambda text: encode(text.replace("B", "C")), "say ", "x")
 
 
