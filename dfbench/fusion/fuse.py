@@ -39,6 +39,8 @@ def fuse(
     """
     if rule not in RULES:
         raise InputError(f"{rule} is no fusion rule; expected one of {', '.join(RULES)}.")
+    if (weights is not None and rule != "weighted") or (fit_csvs and not RULES[rule].is_fitted):
+        raise InputError(f"{rule} takes no weights and is not fitted. Leave them away, or take another rule.")
     detectors, early = complete(read_detectors(agents))
     for detector in detectors:
         if detector.is_fusion:
@@ -46,7 +48,7 @@ def fuse(
     predictions = join(detectors, partial=partial)
     if apply:
         fusion = saved_fusion(Path(apply), detectors)
-    elif weights:
+    elif weights is not None:
         fusion = Fusion(Weighted.given(weights, len(detectors)))
     elif not RULES[rule].is_fitted:
         fusion = Fusion(RULES[rule]())
