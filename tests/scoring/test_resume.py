@@ -147,9 +147,9 @@ def test_an_output_in_the_place_of_something_else(run, output, photo_set, write_
 
 def test_a_folder_as_output_and_a_file_as_folder(run, output, tmp_path):
     output.mkdir(parents=True)
-    assert "found a folder" in run().err
+    assert "this is a folder" in run().err
     (tmp_path / "file").write_text("")
-    assert "expected a folder to write to" in run("--output_csv", tmp_path / "file" / "a.csv").err
+    assert "this folder cannot be made" in run("--output_csv", tmp_path / "file" / "a.csv").err
 
 
 def test_questions_count_up_to_a_bound():
