@@ -10,54 +10,55 @@ from argparse import Namespace
 from pathlib import Path
 
 from dfbench import cli
-from dfbench.evaluation.evaluate import evaluate
-from dfbench.evaluation.shortcut_audit import MATCHED, audit, correlation_table
-from dfbench.evaluation.table_files import write_tables
-from dfbench.evaluation.tables import all_tables, result_lines
-from dfbench.fusion.early_exit import is_spared
 from dfbench.models.registry import MOA_DF_CSV, detector_csvs
 from dfbench.paths import REPOSITORY, RESULTS
-from dfbench.predictions.reader import join, read_detectors
-from dfbench.report.page import write_report
+from dfbench.predictions.schema import check_input_csvs
 
 
 def main() -> None:
     args = parse()
-    detectors = read_detectors(args.csv or detector_csvs(partial=args.partial))
-    spared = [detector for detector in detectors if is_spared(detector)]
-    if spared and len(spared) < len(detectors) and not args.partial:
+    paths = args.csv or detector_csvs(partial=args.partial)
+    check_input_csvs(paths)
+    # These bring pandas and matplotlib, which no help and no wrong path needs to wait for.
+    from dfbench.evaluation.evaluate import evaluate
+    from dfbench.evaluation.shortcut_audit import audit
+    from dfbench.evaluation.tables import result_lines, write_tables
+    from dfbench.predictions.join import join
+    from dfbench.predictions.reader import read_detectors
+    from dfbench.report.page import write_report
+
+    detectors = read_detectors(paths)
+    exited = [detector for detector in detectors if detector.is_early_exited]
+    if len(exited) < len(detectors) and not args.partial:
         # What it got right of the open images, which are hard, does not compare with the others' figures.
-        detectors = [detector for detector in detectors if not is_spared(detector)]
-        for detector in spared:
-            print(
-                f"{detector.name} is left out: with --only_undecided it answered {len(detector.frame):,} images only\n"
-            )
+        detectors = [detector for detector in detectors if not detector.is_early_exited]
+        for detector in exited:
+            answered = f"with --only_undecided it answered {len(detector.frame):,} images only"
+            print(f"{detector.name} is left out: {answered}\n")
     found = None
     if args.audit:
         found = audit(
             join(detectors, partial=args.partial),
-            [detector.name for detector in detectors],
             image_root=args.image_root,
             features_dir=args.features_dir,
             seed=args.seed,
             quiet=args.quiet,
         )
     evaluation = evaluate(
-        [*detectors, *found.probes] if found else detectors,
+        detectors,
         partial=args.partial,
-        num_draws=args.bootstrap,
+        num_resamples=args.bootstrap,
         seed=args.seed,
         prior=args.prior,
-        weightings={MATCHED: found.weights} if found and found.num_pairs else {},
+        audit=found,
         quiet=args.quiet,
     )
     print("\n".join(result_lines(evaluation)))
     if not args.csv and not MOA_DF_CSV.exists():
         print("MoA-DF is not among them: run `python logit_calculation.py` first")
-    tables = all_tables(evaluation) + ([correlation_table(found)] if found else [])
-    write_tables(evaluation, args.output_dir / "tables", tables)
+    write_tables(evaluation, args.output_dir / "tables")
     report = args.output_dir / "report.html"
-    write_report(report, evaluation, image_root=args.image_root, features_dir=args.features_dir, found=found)
+    write_report(report, evaluation, image_root=args.image_root, features_dir=args.features_dir)
     print(f"\ntables in {args.output_dir / 'tables'}\nreport in {report}")
 
 
@@ -67,9 +68,9 @@ def parse() -> Namespace:
     add("csv", nargs="*", type=Path, metavar="CSV", help="per-image CSVs, one a detector; none: those of results/")
     add("--output_dir", type=Path, default=RESULTS, help="folder of tables/ and report.html")
     add("--partial", action="store_true", help="use what all detectors answered, drop the rest")
-    add("--bootstrap", type=cli.natural_int, default=1000, metavar="N", help="draws behind the intervals; 0: none")
-    add("--seed", type=cli.natural_int, default=0, help="of the draws and the audit's folds")
-    add("--prior", type=cli.share, metavar="P", help="share of real images (0 to 1) to give the figures at once more")
+    add("--bootstrap", type=cli.natural_int, default=1000, metavar="N", help="resamples for the intervals; 0: none")
+    add("--seed", type=cli.natural_int, default=0, help="of the resamples and the audit's folds")
+    add("--prior", type=cli.fraction, metavar="P", help="share of real images to give the figures at once more")
     add("--audit", action="store_true", help="what image size and file format alone explain; reads the images' headers")
     add(
         "--image_root",
@@ -84,7 +85,10 @@ def parse() -> Namespace:
         help="CSVs of feature_distribution.py, drawn in the report if they are there",
     )
     add("--quiet", action="store_true", help="no progress bar")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.prior == 0:
+        parser.error("--prior is larger than 0: without real images most figures are not defined")
+    return args
 
 
 if __name__ == "__main__":

@@ -52,14 +52,6 @@ def natural_int(text: str) -> int:
     return value
 
 
-def share(text: str) -> float:
-    """`argparse` type: a number between 0 and 1, both excluded."""
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
-    return value
-
-
 def fraction(text: str) -> float:
     """`argparse` type: a number from 0 up to, but not including, 1."""
     value = float(text)

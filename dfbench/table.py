@@ -8,14 +8,15 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from tabulate import LATEX_ESCAPE_RULES, SEPARATING_LINE, tabulate
 
 from dfbench.io import write_csv, write_text
 
 WIDTH = 100
 """Columns that a terminal table fits into."""
-
 
 SUFFIXES = (".csv", ".md", ".tex")
 """Of the files that a table becomes."""
@@ -64,59 +65,39 @@ def safe_names(names: Iterable[str]) -> list[str]:
 
 def markdown(table: Table) -> str:
     """The table in GitHub's Markdown, its title above and its notes below."""
-
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(_escape_markdown(cell) for cell in cells) + " |"
-
-    numbers = len(table.header) - table.num_text_columns
-    rule = "|" + " --- |" * table.num_text_columns + " ---: |" * numbers
-    body = [line(table.header), rule, *map(line, table.rows)]
-    return "\n".join([f"# {table.title}", "", *body, *(f"\n{_escape_markdown(note)}" for note in table.notes)]) + "\n"
-
-
-def _escape_markdown(text: str) -> str:
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", text)
-
-
-_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "–": "--",
-    "Δ": r"$\Delta$",
-    "κ": r"$\kappa$",
-}
+    rows = [[_escape_markdown(cell) for cell in row] for row in [table.header, *table.rows]]
+    lines = [f"# {table.title}", "", _tabulate(table, "pipe", rows)]
+    return "\n".join([*lines, *(f"\n{_escape_markdown(note)}" for note in table.notes)]) + "\n"
 
 
 def latex(table: Table) -> str:
     """The table as a LaTeX `tabular` with the rules of booktabs; a section begins with a rule."""
-
-    def line(cells: Iterable[str]) -> str:
-        return " & ".join(_escape_latex(cell) for cell in cells) + r" \\"
-
-    numbers = len(table.header) - table.num_text_columns
-    body = [line(row) for row in table.rows]
+    rows: list[Any] = [[_plain(cell) for cell in row] for row in [table.header, *table.rows]]
     for section in reversed(table.sections):
-        body.insert(section, r"\midrule")
-    lines = [
-        f"% {_escape_latex(table.title)}",
-        rf"\begin{{tabular}}{{{'l' * table.num_text_columns}{'r' * numbers}}}",
-        r"\toprule",
-        line(table.header),
-        r"\midrule",
-        *body,
-        r"\bottomrule",
-        r"\end{tabular}",
-        *(rf"\par{{\footnotesize {_escape_latex(note)}\par}}" for note in table.notes),
-    ]
-    return "\n".join(lines) + "\n"
+        rows.insert(section + 1, SEPARATING_LINE)
+    notes = [rf"\par{{\footnotesize {_escape_latex(note)}\par}}" for note in table.notes]
+    lines = [f"% {_escape_latex(table.title)}", _tabulate(table, "latex_booktabs", rows), *notes]
+    return "\n".join(lines).replace("–", "--").replace("Δ", r"$\Delta$") + "\n"
+
+
+def _tabulate(table: Table, form: str, rows: list[Any]) -> str:
+    """rows: the header is the first. Cells stay as they are, whatever they look like."""
+    align = ["left"] * table.num_text_columns + ["right"] * (len(table.header) - table.num_text_columns)
+    return tabulate(rows[1:], rows[0], form, disable_numparse=True, colalign=align if len(rows) > 1 else None)
+
+
+def _escape_markdown(text: str) -> str:
+    text = _plain(text).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", text)
 
 
 def _escape_latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+    return "".join(LATEX_ESCAPE_RULES.get(character, character) for character in _plain(text))
+
+
+def _plain(text: str) -> str:
+    """One line of printable characters; tabulate takes a certain control character for a rule."""
+    return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
 
 
 def terminal_lines(table: Table, width: int = WIDTH) -> list[str]:

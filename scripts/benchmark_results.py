@@ -15,13 +15,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from dfbench import cli
 from dfbench.data.sources import DFBENCH, NUM_TEST, Category
 from dfbench.paths import REPOSITORY
-from dfbench.predictions.probabilities import answers, probabilities
-from dfbench.predictions.reader import write_detector
 
 SHARES = {"real": 9_357 / NUM_TEST, "edited": 3_000 / NUM_TEST, "generated": 96_774 / NUM_TEST}
 """Of the released test set; sources of one kind get equal parts."""
@@ -30,7 +27,7 @@ SHARES = {"real": 9_357 / NUM_TEST, "edited": 3_000 / NUM_TEST, "generated": 96_
 def main() -> None:
     parser = cli.ArgumentParser(__doc__)
     parser.add_argument("--rows", type=cli.positive_int, default=NUM_TEST, help="images")
-    parser.add_argument("--bootstrap", type=cli.natural_int, default=1000, help="draws of process_results.py")
+    parser.add_argument("--bootstrap", type=cli.natural_int, default=1000, help="resamples of process_results.py")
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -47,6 +44,11 @@ def main() -> None:
 
 def write_agents(paths: list[Path], num_images: int) -> None:
     """Agents that find the same images hard."""
+    import pandas as pd
+
+    from dfbench.predictions.probabilities import answers, probabilities
+    from dfbench.predictions.reader import Detector, write_detector
+
     rng = np.random.default_rng(0)
     images, labels = [], []
     for source in DFBENCH:
@@ -58,12 +60,12 @@ def write_agents(paths: list[Path], num_images: int) -> None:
     label = np.array(labels)
     hardness = rng.normal(0, 1, len(images))
     for path in paths:
-        odds = np.where(label == "B", 1, -1) * (8 + 3 * hardness) + rng.normal(0, 3, len(images))
-        logits = np.stack([20 - odds / 2, 20 + odds / 2], axis=1).astype(np.float32)
+        log_odds = np.where(label == "B", 1, -1) * (8 + 3 * hardness) + rng.normal(0, 3, len(images))
+        logits = np.stack([20 - log_odds / 2, 20 + log_odds / 2], axis=1).astype(np.float32)
         pair = probabilities(logits)
         frame = pd.DataFrame({"image": images, "label": labels, "answer": answers(pair)})
         frame[["logit_A", "logit_B"]], frame[["prob_A", "prob_B"]] = logits, pair
-        write_detector(path, frame.sample(frac=1, random_state=0), {})
+        write_detector(path, Detector(path.stem, frame.sample(frac=1, random_state=0)))
 
 
 def measure(program: str, *arguments: object) -> None:

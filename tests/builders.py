@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dfbench.models.registry import AGENTS
+from dfbench.predictions.join import Predictions
 from dfbench.predictions.reader import Detector
 from dfbench.prepare.hub import Target
 
@@ -71,14 +72,12 @@ def _answered(name: str, frame: pd.DataFrame) -> Detector:
     return Detector(name, frame)
 
 
-def facts_of(
-    joined: pd.DataFrame, width: object, height: object = 400, num_bytes: object = 50_000, kind: object = "JPEG"
+def metadata_of(
+    predictions: Predictions, width: object, height: object = 400, num_bytes: object = 50_000, kind: object = "JPEG"
 ) -> pd.DataFrame:
-    """What `dfbench.data.images.read_metadata` would have read of the images."""
+    """What would have been read of the images' headers."""
     columns = {"width": width, "height": height, "bytes": num_bytes, "format": kind}
-    return pd.DataFrame(columns, index=joined["image"].to_numpy()).astype(
-        dict.fromkeys(("width", "height", "bytes"), float)
-    )
+    return pd.DataFrame(columns, index=predictions.images).astype(dict.fromkeys(("width", "height", "bytes"), float))
 
 
 def flag(words: list[str], name: str) -> str | None:

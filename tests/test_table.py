@@ -21,11 +21,11 @@ def test_markdown_escapes_what_cells_bring():
     assert markdown(TABLE).splitlines() == [
         "# A title",
         "",
-        "| level | name | n | share |",
-        "| --- | --- | ---: | ---: |",
-        "| source | a | 1 | 2.5 |",
-        r"| source | &lt;b>\|x\| \*y\* | 10 | – |",
-        r"| overall | 100%\_\$&amp;{}\\^\~\# | 11 | Δ |",
+        "| level   | name                   |   n |   share |",
+        "|:--------|:-----------------------|----:|--------:|",
+        "| source  | a                      |   1 |     2.5 |",
+        r"| source  | &lt;b>\|x\| \*y\*      |  10 |       – |",
+        r"| overall | 100%\_\$&amp;{}\\^\~\# |  11 |       Δ |",
         "",
         "a note",
     ]
@@ -36,16 +36,24 @@ def test_latex_is_a_booktabs_tabular():
         "% A title",
         r"\begin{tabular}{llrr}",
         r"\toprule",
-        r"level & name & n & share \\",
+        r" level   & name          &   n &   share \\",
         r"\midrule",
-        r"source & a & 1 & 2.5 \\",
-        r"source & \textless{}b\textgreater{}|x| *y* & 10 & -- \\",
+        r" source  & a             &   1 &     2.5 \\",
+        r" source  & \ensuremath{<}b\ensuremath{>}|x| *y*    &  10 &       -- \\",
         r"\midrule",
-        r"overall & 100\%\_\$\&\{\}\textbackslash{}\textasciicircum{}\textasciitilde{}\# & 11 & $\Delta$ \\",
+        r" overall & 100\%\_\$\&\{\}\textbackslash{}\^{}\textasciitilde{}\# &  11 &       $\Delta$ \\",
         r"\bottomrule",
         r"\end{tabular}",
         r"\par{\footnotesize a note\par}",
     ]
+
+
+def test_numbers_and_control_characters_in_names_stay_texts():
+    """tabulate writes "1e5" as a number and takes a first cell of \\x01 for a rule, unless it is told otherwise."""
+    table = Table("t", "T", ["name", "n"], [["\x01", "1"], ["1e5", "2"], ["007", "3"]])
+    assert [line.split()[1] for line in markdown(table).splitlines()[4:]] == ["?", "1e5", "007"]
+    assert [line.split()[0] for line in latex(table).splitlines()[5:8]] == ["?", "1e5", "007"]
+    assert "| name" in markdown(Table("t", "T", ["name", "n"], []))
 
 
 def test_terminal_aligns_text_left_and_numbers_right():

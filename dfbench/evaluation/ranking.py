@@ -15,16 +15,11 @@ NUM_BINS = 15
 """Bins of the expected calibration error, of equal mass."""
 
 
-def log_odds(prob_real: Array, prob_fake: Array) -> Array:
-    """float32 probabilities -> float64 log(P(fake) / P(real)); infinite where one of them is exactly 0."""
-    with np.errstate(divide="ignore"):
-        return np.log(prob_fake.astype(np.float64)) - np.log(prob_real.astype(np.float64))
-
-
 @dataclass(frozen=True)
 class Tally:
     """Weights of real and fake images at each distinct score, highest first; `above_*` are their running sums."""
 
+    ranking: "Ranking"
     real: Array
     fake: Array
     above_real: Array
@@ -60,43 +55,24 @@ class Ranking:
         """weights: (N,), ones by default."""
         weights = np.ones(len(self.slot)) if weights is None else weights
         real, fake = np.bincount(self.slot, weights=weights, minlength=2 * self.num_distinct).reshape(2, -1)
-        return Tally(real, fake, np.cumsum(real), np.cumsum(fake))
-
-    def placements(self, tally: Tally) -> Array:
-        """(N,) for each image, the share of the other class that it is on the right side of; ties count half.
-
-        Their mean over all fake images is the AUROC, as is that over all real ones; over the images of one source it is
-        the AUROC of that source against all images of the other class.
-        """
-        of_real = (tally.above_fake - tally.fake / 2) / tally.total_fake
-        of_fake = 1 - (tally.above_real - tally.real / 2) / tally.total_real
-        return np.concatenate([of_real, of_fake])[self.slot]
-
-    def calibration_error(self, tally: Tally) -> float:
-        """Expected calibration error of P(fake): |mean P(fake) - share of fake images|, averaged over bins by mass."""
-        weight, mean_prob, share_fake = self.reliability(tally)
-        return float(np.sum(weight * np.abs(mean_prob - share_fake)))
-
-    def reliability(self, tally: Tally) -> tuple[Array, Array, Array]:
-        """(share of all images, mean P(fake), share of fake images) of up to NUM_BINS bins, highest P(fake) first.
-
-        Bins have equal mass as far as ties allow: images of one score always share a bin, so that the result does not
-        hang on the order of rows.
-        """
-        above = tally.above_real + tally.above_fake
-        marks = above[-1] * np.arange(1, NUM_BINS + 1) / NUM_BINS
-        last = np.unique(np.searchsorted(above, marks * (1 - 1e-12)))
-        above_prob = np.cumsum((tally.real + tally.fake) * self.prob_fake)
-        mass, prob, fake = (np.diff(sums[last], prepend=0) for sums in (above, above_prob, tally.above_fake))
-        filled = mass > 0
-        mass, prob, fake = mass[filled], prob[filled], fake[filled]
-        return mass / above[-1], prob / mass, fake / mass
+        return Tally(self, real, fake, np.cumsum(real), np.cumsum(fake))
 
 
 def auroc(tally: Tally) -> float:
     """Area under the ROC curve, ties counted half (the Mann-Whitney statistic)."""
     wins = (tally.real * (tally.above_fake - tally.fake / 2)).sum()  # np.dot would wake BLAS threads for so little
     return float(wins / (tally.total_real * tally.total_fake))
+
+
+def placements(tally: Tally) -> Array:
+    """(N,) for each image, the share of the other class that it is on the right side of; ties count half.
+
+    Their mean over all fake images is the AUROC, as is that over all real ones; over the images of one source it is the
+    AUROC of that source against all images of the other class.
+    """
+    of_real = (tally.above_fake - tally.fake / 2) / tally.total_fake
+    of_fake = 1 - (tally.above_real - tally.real / 2) / tally.total_real
+    return np.concatenate([of_real, of_fake])[tally.ranking.slot]
 
 
 def average_precision(tally: Tally) -> float:
@@ -107,26 +83,45 @@ def average_precision(tally: Tally) -> float:
 
 
 def equal_error_rate(tally: Tally) -> float:
-    """Where as large a share of the real images is called fake as of the fake ones real, on the straight-line ROC."""
-    false_alarms, misses = tally.above_real / tally.total_real, 1 - tally.above_fake / tally.total_fake
-    after = int(np.argmax(false_alarms >= misses))
-    x0, y0 = (false_alarms[after - 1], misses[after - 1]) if after else (0.0, 1.0)
-    x1, y1 = false_alarms[after], misses[after]
+    """Where the false-positive rate equals the false-negative rate, on the straight-line ROC."""
+    false_positives, false_negatives = tally.above_real / tally.total_real, 1 - tally.above_fake / tally.total_fake
+    after = int(np.argmax(false_positives >= false_negatives))
+    x0, y0 = (false_positives[after - 1], false_negatives[after - 1]) if after else (0.0, 1.0)
+    x1, y1 = false_positives[after], false_negatives[after]
     step = (y0 - x0) / ((x1 - x0) + (y0 - y1))
     return float(x0 + step * (x1 - x0))
 
 
 def true_positive_rate(tally: Tally, false_positive_rate: float) -> float:
-    """Largest share of fake images found by a threshold that calls at most this share of the real ones fake."""
+    """Largest share of fake images found by a threshold that predicts fake of at most this share of the real ones."""
     allowed = false_positive_rate * tally.total_real * (1 + 1e-12)
     reached = int(np.searchsorted(tally.above_real, allowed, side="right"))
     return float(tally.above_fake[reached - 1] / tally.total_fake) if reached else 0.0
 
 
 def roc_curve(tally: Tally) -> tuple[Array, Array]:
-    """(false positive rates, true positive rates), from (0, 0) to (1, 1)."""
-    zero = [0.0]
-    return (
-        np.concatenate([zero, tally.above_real / tally.total_real]),
-        np.concatenate([zero, tally.above_fake / tally.total_fake]),
-    )
+    """(false-positive rates, true-positive rates), from (0, 0) to (1, 1)."""
+    rates = (tally.above_real / tally.total_real, tally.above_fake / tally.total_fake)
+    return tuple(np.concatenate([[0.0], rate]) for rate in rates)
+
+
+def reliability(tally: Tally) -> tuple[Array, Array, Array]:
+    """(share of all images, mean P(fake), share of fake images) of up to NUM_BINS bins, highest P(fake) first.
+
+    Bins have equal mass as far as ties allow: images of one score always share a bin, so that the result does not hang
+    on the order of rows.
+    """
+    above = tally.above_real + tally.above_fake
+    marks = above[-1] * np.arange(1, NUM_BINS + 1) / NUM_BINS
+    last = np.unique(np.searchsorted(above, marks * (1 - 1e-12)))
+    above_prob = np.cumsum((tally.real + tally.fake) * tally.ranking.prob_fake)
+    mass, prob, fake = (np.diff(sums[last], prepend=0) for sums in (above, above_prob, tally.above_fake))
+    filled = mass > 0
+    mass, prob, fake = mass[filled], prob[filled], fake[filled]
+    return mass / above[-1], prob / mass, fake / mass
+
+
+def calibration_error(tally: Tally) -> float:
+    """Expected calibration error of P(fake): |mean P(fake) - share of fake images|, averaged over bins by mass."""
+    weight, mean_prob, share_fake = reliability(tally)
+    return float(np.sum(weight * np.abs(mean_prob - share_fake)))

@@ -1,38 +1,26 @@
-"""The result tables: accuracy by source, all metrics, evasion of the generators, detectors against each other.
+"""The result tables: accuracy by source, all metrics, false negatives by generator, detectors against each other.
 
-Numbers are percent; each table's `frame` has them as shares from 0 to 1.
+A table is one registered function; its files, the terminal and its section of the report follow. Numbers are percent;
+each table's `frame` has them as shares from 0 to 1.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from dfbench.data.sources import Category
 from dfbench.evaluation.evaluate import Evaluation, agent_numbers, evaluate
-from dfbench.evaluation.frames import COMPARED_METRICS
+from dfbench.evaluation.metrics import METRICS, Metric, percent
+from dfbench.predictions.probabilities import answers
 from dfbench.predictions.reader import Detector
-from dfbench.table import Table, terminal_lines
+from dfbench.table import SUFFIXES, Table, safe_names, terminal_lines, write_csv, write_table
 
 STAND_IN_NOTE = "stand-ins made for the demo; figures say nothing about DFBench"
 STAND_IN_MARK = "*"
-
-TITLES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "f1_fake": "F1 (fake)",
-    "f1_real": "F1 (real)",
-    "f1_macro": "F1 (macro)",
-    "auroc": "AUROC",
-    "auroc_vs_other_class": "AUROC vs other class",
-    "average_precision": "average precision",
-    "eer": "EER",
-    "tpr_at_fpr_1": "TPR at 1 % FPR",
-    "tpr_at_fpr_5": "TPR at 5 % FPR",
-    "brier": "Brier score",
-    "ece": "calibration error",
-}
-"""What tables call each of `answer_sheet.METRICS`, in the order of the tables."""
 
 PAPER_COLUMN = "MoA-DF (paper)"
 PAPER_ACCURACY = {
@@ -42,146 +30,216 @@ PAPER_ACCURACY = {
 }
 """Accuracy of MoA-DF after fine-tuning that the paper states (arXiv:2506.03007), by level and group."""
 
+SECTIONS = ("headline", "sources", "categories", "generators", "scores", "agreement", "audit")
+"""Those of the report that hold tables."""
 
-_SHORT_TITLES = {
-    "balanced accuracy": "balanced acc.",
-    "average precision": "avg. precision",
-    "calibration error": "calibration err.",
-}
-"""So that four detectors with their intervals fit into the width of a terminal."""
+Content = dict[str, Any]
+"""The fields of a `Table` but its name and title; its notes may be left to `notes`."""
 
 
-def percent(share: float) -> str:
-    """0.98414 -> "98.41"; an en dash where the number is not defined."""
-    return "–" if pd.isna(share) else f"{100 * share:.2f}"
+@dataclass(frozen=True)
+class ResultTable:
+    """What a table is called, where it stands, and how it comes about.
+
+    name: of its files. title: `{n}` in it is the number of images. section: one of SECTIONS. is_needed: whether there
+    is anything to show. has_intervals: its title says so where there are any. is_folded: in the report. in_terminal:
+    printed by the programs. terms: (term, definition) for the glossary of the report.
+    """
+
+    name: str
+    title: str
+    section: str
+    build: Callable[[Evaluation], Content]
+    is_needed: Callable[[Evaluation], bool] = lambda evaluation: True
+    has_intervals: bool = True
+    is_folded: bool = False
+    in_terminal: bool = False
+    terms: tuple[tuple[str, str], ...] = ()
+
+    def make(self, evaluation: Evaluation) -> Table:
+        title = self.title.format(n=f"{evaluation.num_images:,}")
+        title += " [95 % interval]" if self.has_intervals and evaluation.num_resamples else ""
+        return Table(self.name, title, **{"notes": notes(evaluation), **self.build(evaluation)})
 
 
-def with_interval(share: float, low: float, high: float) -> str:
-    """ "98.41 [98.20,98.62]"; only the number where it has no interval."""
-    if pd.isna(low):
-        return percent(share)
-    low_text, high_text = (percent(bound).replace("100.00", "100") for bound in (low, high))  # four fit a terminal
-    return f"{percent(share)} [{low_text},{high_text}]"
+TABLES: dict[str, ResultTable] = {}
+"""All tables by name, in the order of the terminal and of each section of the report."""
 
 
-def all_tables(evaluation: Evaluation) -> list[Table]:
-    """Every table that has something to show, in the order of the report."""
-    tables = [
-        summary_table(evaluation),
-        accuracy_table(evaluation),
-        score_table(evaluation, ["source"], "by_source", "All metrics by source, in %"),
-        score_table(evaluation, ["category"], "by_category", "All metrics by category, in %"),
-        score_table(evaluation, ["class", "overall"], "overall", "All metrics on real, fake and all images, in %"),
-        evasion_table(evaluation),
-        pair_table(evaluation),
-        reweighted_table(evaluation),
-    ]
-    return [table for table in tables if table.rows]
+def register(name: str, title: str, section: str, **options):
+    """Decorator that makes a function `Evaluation` -> `Content` a result table; options: see `ResultTable`."""
+
+    def add(build: Callable[[Evaluation], Content]) -> Callable[[Evaluation], Content]:
+        if name in TABLES or section not in SECTIONS:
+            raise ValueError(f"the table {name} is registered already, or there is no section {section}")
+        TABLES[name] = ResultTable(name, title, section, build, **options)
+        return build
+
+    return add
 
 
-def accuracy_table(evaluation: Evaluation) -> Table:
+def make_tables(evaluation: Evaluation) -> dict[str, Table]:
+    """{name: table} of every table that has something to show."""
+    return {name: table.make(evaluation) for name, table in TABLES.items() if table.is_needed(evaluation)}
+
+
+# ----------------------------------------------------------------------------------------------------------------
+# the tables
+
+
+@register("accuracy", "Accuracy, in %", "sources", has_intervals=False, in_terminal=True)
+def accuracy_table(evaluation: Evaluation) -> Content:
     """Accuracy by source, category, class and over all; on the real test set, the paper's in a column of its own."""
-    names, heads, shares = list(evaluation.names), [], []
+    names, rows, values = list(evaluation.names), [], []
+    if evaluation.is_real_test_set:
+        names.append(PAPER_COLUMN)
     for (level, group), scores in evaluation.scores.groupby(["level", "group"], sort=False):
-        heads.append([level, group, scores["category"].iloc[0], scores["n"].iloc[0]])
-        shares.append(list(scores["accuracy"]))
+        first, shares = scores.iloc[0], list(scores["accuracy"])
         if evaluation.is_real_test_set:
-            shares[-1].append(PAPER_ACCURACY.get((level, group), float("nan")))
-    names += [PAPER_COLUMN] if evaluation.is_real_test_set else []
-    rows = [
-        [
-            category if level == "source" else level,
-            group + _mark(evaluation, level, group),
-            f"{n:,}",
-            *map(percent, row),
-        ]
-        for (level, group, category, n), row in zip(heads, shares, strict=True)
-    ]
+            shares.append(PAPER_ACCURACY.get((level, group), np.nan))
+        kind = first["category"] if level == "source" else level
+        rows.append([kind, _group(evaluation, first), f"{first['n']:,}", *map(percent, shares)])
+        values.append([level, group, first["category"], first["n"], *shares])
     # Columns are named by detectors, whatever those are called: nothing may look one up by its name.
-    frame = pd.DataFrame(
-        [head + row for head, row in zip(heads, shares, strict=True)],
-        columns=["level", "group", "category", "n", *names],
-    )
-    sections = tuple(i for i in range(1, len(heads)) if heads[i][0] != heads[i - 1][0])
-    return Table(
-        "accuracy", "Accuracy, in %", ["level", "group", "n", *names], rows, notes(evaluation), 2, sections, frame
-    )
+    frame = pd.DataFrame(values, columns=["level", "group", "category", "n", *names])
+    levels = [value[0] for value in values]
+    sections = tuple(i for i in range(1, len(levels)) if levels[i] != levels[i - 1])
+    header = ["level", "group", "n", *names]
+    return {"header": header, "rows": rows, "frame": frame, "num_text_columns": 2, "sections": sections}
 
 
-def summary_table(evaluation: Evaluation) -> Table:
+@register("summary", "All {n} images, in %", "headline", in_terminal=True)
+def summary_table(evaluation: Evaluation) -> Content:
     """The metrics over all images: a row for each metric, a column for each detector."""
-    overall = evaluation.scores[evaluation.scores["level"] == "overall"]
-    metrics = [metric for metric in TITLES if overall[metric].notna().any()]
-    rows = [[TITLES[metric], *(_cell(row, metric) for _, row in overall.iterrows())] for metric in metrics]
-    columns = [metric + suffix for metric in metrics for suffix in ("", "_low", "_high")]
+    overall = evaluation.overall
+    metrics = _defined(overall)
+    rows = [[metric.title, *(_cell(row, metric) for _, row in overall.iterrows())] for metric in metrics]
+    columns = [metric.key + suffix for metric in metrics for suffix in ("", "_low", "_high")]
     frame = pd.DataFrame(
         [[column, *overall[column]] for column in columns], columns=["metric", *evaluation.names], dtype=object
     )
-    title = f"All {evaluation.num_images:,} images, in %" + _interval_title(evaluation)
-    return Table("summary", title, ["metric", *evaluation.names], rows, notes(evaluation), 1, (), frame)
+    return {"header": ["metric", *evaluation.names], "rows": rows, "frame": frame}
 
 
-def score_table(evaluation: Evaluation, levels: Sequence[str], name: str, title: str) -> Table:
+@register("by_source", "All metrics by source, in %", "sources", is_folded=True)
+def source_table(evaluation: Evaluation) -> Content:
+    return _score_table(evaluation, "source")
+
+
+@register("by_category", "All metrics by category, in %", "categories")
+def category_table(evaluation: Evaluation) -> Content:
+    return _score_table(evaluation, "category")
+
+
+@register("overall", "All metrics on real, fake and all images, in %", "categories")
+def overall_table(evaluation: Evaluation) -> Content:
+    return _score_table(evaluation, "class", "overall")
+
+
+def _score_table(evaluation: Evaluation, *levels: str) -> Content:
     """Counts and all metrics of the groups of some levels, a row for each group and detector."""
     scores = evaluation.scores[evaluation.scores["level"].isin(levels)]
-    metrics = [metric for metric in TITLES if scores[metric].notna().any()]
+    metrics = _defined(scores)
     rows = [
-        [row["group"] + _mark(evaluation, row["level"], row["group"]), row["detector"]]
+        [_group(evaluation, row), row["detector"]]
         + [f"{row[count]:,}" for count in ("n", "count_A", "count_B")]
         + [_cell(row, metric) for metric in metrics]
         for _, row in scores.iterrows()
     ]
-    header = ["group", "detector", "n", "called A", "called B", *(TITLES[metric] for metric in metrics)]
-    return Table(name, title + _interval_title(evaluation), header, rows, notes(evaluation), 2, (), scores)
+    header = ["group", "detector", "n", "predicted A", "predicted B", *(metric.title for metric in metrics)]
+    return {"header": header, "rows": rows, "frame": scores, "num_text_columns": 2}
 
 
-def evasion_table(evaluation: Evaluation) -> Table:
-    """The sources of fake images by the share that is called real, the most evasive first."""
-    rows = []
-    for _, shares in evaluation.evasion.groupby("rank") if len(evaluation.evasion) else ():
+@register(
+    "false_negative_rate",
+    "False-negative rate: share of each generator's images predicted real, in %",
+    "generators",
+    is_needed=lambda evaluation: len(evaluation.false_negatives) > 0,
+    terms=(("False-negative rate", "Share of a generator's images that are predicted real; the paper's evasion."),),
+)
+def false_negative_table(evaluation: Evaluation) -> Content:
+    """The sources of fake images by the share that is predicted real, the highest first."""
+    rate, rows = METRICS["accuracy"], []
+    for _, shares in evaluation.false_negatives.groupby("rank"):
         first = shares.iloc[0]
-        head = [first["source"] + _mark(evaluation, "source", first["source"]), first["category"], str(first["rank"])]
-        cells = [_cell(first, "mean"), *(_cell(row, "evasion") for _, row in shares.iterrows())]
-        rows.append([*head, f"{first['n']:,}", *cells])
+        source = first["source"] + (STAND_IN_MARK if first["source"] in evaluation.stand_ins else "")
+        cells = [_cell(first, rate, "mean"), *(_cell(row, rate, "false_negative_rate") for _, row in shares.iterrows())]
+        rows.append([source, first["category"], str(first["rank"]), f"{first['n']:,}", *cells])
     mean = f"mean of {len(agent_numbers(evaluation.detectors))}"
     header = ["source", "category", "rank", "n", mean, *evaluation.judged]
-    title = "Evasion: share of each generator's images called real, in %" + _interval_title(evaluation)
-    return Table("evasion", title, header, rows, notes(evaluation), 2, (), evaluation.evasion)
+    return {"header": header, "rows": rows, "frame": evaluation.false_negatives, "num_text_columns": 2}
 
 
-def pair_table(evaluation: Evaluation) -> Table:
-    """Detectors two by two: agreement and diversity, McNemar's exact test, paired differences."""
-    rows = [
-        [row["first"], row["second"], percent(row["agreement"]), _number(row["kappa"]), percent(row["double_fault"])]
-        + [f"{row['only_first_right']:,}", f"{row['only_second_right']:,}", p_value(row["mcnemar_p"])]
-        + [_cell(row, f"{metric}_difference") for metric in COMPARED_METRICS]
-        for _, row in evaluation.pairs.iterrows()
-    ]
-    header = [
-        "first",
-        "second",
-        "agreement",
-        "kappa",
-        "both wrong",
-        "only first right",
-        "only second right",
-        "McNemar p",
-    ]
-    header += [f"Δ {TITLES[metric]}" for metric in COMPARED_METRICS]
-    title = "Detectors compared, in % (Δ: first minus second)" + _interval_title(evaluation)
-    return Table("pairs", title, header, rows, notes(evaluation), 2, (), evaluation.pairs)
-
-
-def reweighted_table(evaluation: Evaluation) -> Table:
+@register(
+    "reweighted",
+    "All images under other weights, in %",
+    "scores",
+    is_needed=lambda evaluation: len(evaluation.reweighted) > 0,
+)
+def reweighted_table(evaluation: Evaluation) -> Content:
     """The metrics over all images once more, at other shares of real images."""
     frame = evaluation.reweighted
-    metrics = [metric for metric in TITLES if len(frame) and frame[metric].notna().any()]
+    metrics = _defined(frame)
+    rows = [[row["weighting"], row["detector"], *(_cell(row, m) for m in metrics)] for _, row in frame.iterrows()]
+    header = ["images weighted to", "detector", *(metric.title for metric in metrics)]
+    return {"header": header, "rows": rows, "frame": frame, "num_text_columns": 2}
+
+
+@register(
+    "pairs",
+    "Detectors compared, in % (Δ: first minus second)",
+    "agreement",
+    is_needed=lambda evaluation: len(evaluation.pairs) > 0,
+    terms=(
+        (
+            "McNemar p",
+            "Exact and two-sided: how likely a fair coin would split the images that just one of two detectors got "
+            "right at least as unevenly.",
+        ),
+        (
+            "Both wrong",
+            "Share of images that neither detector of a pair gets right (double fault): what no fusion of the two can "
+            "mend by voting.",
+        ),
+    ),
+)
+def pair_table(evaluation: Evaluation) -> Content:
+    """Detectors two by two: agreement and diversity, McNemar's exact test, paired differences."""
+    compared = [metric for metric in METRICS.values() if metric.is_compared]
     rows = [
-        [row["weighting"], row["detector"], *(_cell(row, metric) for metric in metrics)] for _, row in frame.iterrows()
+        [row["first"], row["second"], percent(row["agreement"])]
+        + ["–" if np.isnan(row["kappa"]) else f"{row['kappa']:.3f}", percent(row["double_fault"])]
+        + [f"{row['only_first_right']:,}", f"{row['only_second_right']:,}", p_value(row["mcnemar_p"])]
+        + [_cell(row, metric, f"{metric.key}_difference") for metric in compared]
+        for _, row in evaluation.pairs.iterrows()
     ]
-    header = ["images weighted to", "detector", *(TITLES[metric] for metric in metrics)]
-    title = "All images under other weights, in %" + _interval_title(evaluation)
-    return Table("reweighted", title, header, rows, notes(evaluation), 2, (), frame)
+    header = ["first", "second", "agreement", "kappa", "both wrong", "only first right", "only second right"]
+    header += ["McNemar p", *(f"Δ {metric.title}" for metric in compared)]
+    return {"header": header, "rows": rows, "frame": evaluation.pairs, "num_text_columns": 2}
+
+
+@register(
+    "audit_correlations",
+    "Rank correlation of P(fake) with size and format (-1 to 1)",
+    "audit",
+    is_needed=lambda evaluation: evaluation.audit is not None,
+    has_intervals=False,
+)
+def correlation_table(evaluation: Evaluation) -> Content:
+    """Rank correlations, and how many images the audit rests on."""
+    audit = evaluation.audit
+    rows = [
+        [row.detector, row.metadata, *("–" if np.isnan(r) else f"{r:+.2f}" for r in (row.all, row.real, row.fake))]
+        for row in audit.correlations.itertuples()
+    ]
+    lines = [
+        f"{audit.num_pairs:,} pairs of a real and a fake image have one format and sides within a quarter of an octave"
+    ]
+    if audit.num_missing:
+        lines.append(f"{audit.num_missing:,} images could not be read: their size is not known")
+    header = ["detector", "metadata", "all images", "real", "fake"]
+    frame = audit.correlations
+    return {"header": header, "rows": rows, "frame": frame, "num_text_columns": 2, "notes": tuple(lines)}
 
 
 def notes(evaluation: Evaluation) -> tuple[str, ...]:
@@ -197,7 +255,7 @@ def notes(evaluation: Evaluation) -> tuple[str, ...]:
             lines.append(f"{detector.name}: no answer for {detector.num_errors:,} images, which count nowhere")
         if detector.info.get("finished") is False:
             lines.append(f"{detector.name}: its run has not finished")
-        for key, words in (("fitted_on", "fitted on "), ("probe", "")):
+        for key, words in (("fitted_on", "fitted on "), ("metadata_baseline", "")):
             if isinstance(detector.info.get(key), str):
                 lines.append(f"{detector.name}: {words}{detector.info[key]}")
     return tuple(lines)
@@ -208,36 +266,74 @@ def p_value(p: float) -> str:
     return "<0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
-def _number(value: float) -> str:
-    return "–" if pd.isna(value) else f"{value:.3f}"
+def _defined(scores: pd.DataFrame) -> list[Metric]:
+    """The metrics that have a number in some row."""
+    return [metric for key, metric in METRICS.items() if scores[key].notna().any()]
 
 
-def _cell(row: pd.Series, metric: str) -> str:
-    return with_interval(row[metric], row[f"{metric}_low"], row[f"{metric}_high"])
+def _cell(row: pd.Series, metric: Metric, column: str = "") -> str:
+    column = column or metric.key
+    return metric.show_with_interval(row[column], row[f"{column}_low"], row[f"{column}_high"])
 
 
-def _interval_title(evaluation: Evaluation) -> str:
-    return " [95 % interval]" if evaluation.num_draws else ""
+def _group(evaluation: Evaluation, row: pd.Series) -> str:
+    is_stand_in = row["level"] == "source" and row["group"] in evaluation.stand_ins
+    return row["group"] + (STAND_IN_MARK if is_stand_in else "")
 
 
-def _mark(evaluation: Evaluation, level: str, group: str) -> str:
-    return STAND_IN_MARK if level == "source" and group in evaluation.stand_ins else ""
+# ----------------------------------------------------------------------------------------------------------------
+# where they go
+
+
+def result_lines(evaluation: Evaluation) -> list[str]:
+    """The tables of the terminal; the notes of the last one stand for all."""
+    tables = [table.make(evaluation) for table in TABLES.values() if table.in_terminal and table.is_needed(evaluation)]
+    short = {metric.title: metric.short_title for metric in METRICS.values() if metric.short_title}
+    lines: list[str] = []
+    for table in tables:
+        rows = [[short.get(title, title), *cells] for title, *cells in table.rows]
+        lines += ["", *terminal_lines(replace(table, rows=rows, notes=table.notes if table is tables[-1] else ()))]
+    return lines[1:]
 
 
 def accuracy_lines(detectors: Sequence[Detector]) -> list[str]:
-    """Accuracy and summary of some detectors as terminal lines; without any label, how often each answered A and B."""
+    """The tables of some detectors as terminal lines; without any label, how often each answered A and B."""
     if all((detector.frame["label"] == "").all() for detector in detectors):
         return [
-            f"{detector.name}: no labels; {(detector.frame['answer'] == 'A').sum():,} images called A (real), "
-            f"{(detector.frame['answer'] == 'B').sum():,} called B (fake)"
+            f"{detector.name}: no labels; {(detector.frame['answer'] == 'A').sum():,} images predicted A (real), "
+            f"{(detector.frame['answer'] == 'B').sum():,} predicted B (fake)"
             for detector in detectors
         ]
     return result_lines(evaluate(detectors))
 
 
-def result_lines(evaluation: Evaluation) -> list[str]:
-    """The two tables for the terminal: accuracy by group, and every metric over all images."""
-    accuracy = replace(accuracy_table(evaluation), notes=())  # those of the summary say the same
-    summary = summary_table(evaluation)
-    rows = [[_SHORT_TITLES.get(title, title), *cells] for title, *cells in summary.rows]
-    return [*terminal_lines(accuracy), "", *terminal_lines(replace(summary, rows=rows))]
+def write_tables(evaluation: Evaluation, folder: Path) -> None:
+    """Write every table into `folder` in three formats, and one CSV for each source into `folder/sources/`.
+
+    The latter have each detector's answers on its images, as upstream's `process_results.py` splits its table. What an
+    earlier run left there goes: a table of other detectors or sources must not pass for one of these.
+    """
+    written = [path for table in make_tables(evaluation).values() for path in write_table(table, folder)]
+    written += _write_sources(evaluation, folder / "sources")
+    old_tables = [path for name in TABLES for path in folder.glob(f"{name}.*") if path.suffix in SUFFIXES]
+    old_sources = [path for path in (folder / "sources").glob("*.csv") if _is_source_csv(path)]
+    for path in {*old_tables, *old_sources} - set(written):
+        path.unlink()
+
+
+def _is_source_csv(path: Path) -> bool:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.readline(200).startswith("image,label,answer_")
+
+
+def _write_sources(evaluation: Evaluation, folder: Path) -> Iterable[Path]:
+    """One CSV for each source: image, label and each detector's answer and P(fake)."""
+    folder.mkdir(exist_ok=True)
+    predictions = evaluation.grouped.predictions
+    frame = pd.DataFrame({"image": predictions.images, "label": predictions.labels})
+    for i, name in enumerate(evaluation.names):
+        frame[f"answer_{name}"] = answers(predictions.prob[:, i])
+        frame[f"prob_B_{name}"] = predictions.prob[:, i, 1]
+    groups = dict(list(frame.groupby(predictions.sources, sort=False)))
+    names = zip(groups, safe_names(groups), strict=True)
+    return [write_csv(folder / f"{name}.csv", groups[source]) for source, name in names]

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from dfbench.errors import InputError, shorten
+from dfbench.errors import InputError
 from dfbench.io import read_json_object
 from dfbench.predictions.probabilities import answers, probabilities
 
@@ -33,31 +33,40 @@ NOT_FINITE = "logits are not finite"
 """The one error that is the model's and not the image file's."""
 
 
+def check_input_csvs(csv_paths: Iterable[Path]) -> None:
+    """Raise InputError where one of these is no file: at once, before anything that takes time is imported or read."""
+    for path in csv_paths:
+        if not path.is_file():
+            what = "this is a folder" if path.is_dir() else "no such file"
+            raise InputError(f"{path}: {what}. Run evaluate_logit.py first, or name another per-image CSV.")
+
+
 def check_output_csv(csv_path: Path, inputs: Iterable[Path] = ()) -> None:
     """Raise InputError where a per-image CSV cannot be written to this path, or would take something else's place: one
     of the files that are read (`inputs`), or a `.json` beside it that no run of ours wrote.
     """
     if csv_path.suffix != ".csv" or csv_path.is_dir():
-        found = "a folder" if csv_path.is_dir() else f"the name {shorten(csv_path.name)}"
-        raise _bad_output(csv_path, found, "a name that ends in .csv")
+        what = "this is a folder" if csv_path.is_dir() else "this is no CSV"
+        raise InputError(f"{csv_path}: {what}; expected a name that ends in .csv. Name another --output_csv.")
     read = {path.resolve() for path in inputs}
     for path in (csv_path, info_path(csv_path), errors_path(csv_path), warnings_path(csv_path)):
         if path.resolve() in read:
-            raise _bad_output(path, "a file that is read as well", "a file of its own for what is written")
+            raise InputError(f"{path}: this file is read as well and would be overwritten. Name another --output_csv.")
     try:
         csv_path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _bad_output(csv_path.parent, str(error.strerror), "a folder to write to") from None
+        raise InputError(
+            f"{csv_path.parent}: this folder cannot be made ({error.strerror}). Name another --output_csv."
+        ) from None
     info = info_path(csv_path)
     if info.exists() and not _OUR_KEYS & read_metadata(info).keys():
-        raise _bad_output(info, "a file that no run wrote", "the metadata of a run, whose place this is")
+        raise InputError(
+            f"{info}: no run wrote this file, and the metadata of {csv_path.name} would overwrite it. "
+            f"Name another --output_csv."
+        )
 
 
 _OUR_KEYS = {"identity", "detector"}
-
-
-def _bad_output(path: Path, found: str, expected: str) -> InputError:
-    return InputError(path, found=found, expected=expected, remedy="name another --output_csv")
 
 
 def errors_path(csv_path: Path) -> Path:

@@ -17,9 +17,9 @@ THUMBNAIL_SIDE = 192
 
 @dataclass(frozen=True)
 class Mistake:
-    """One image that was called what it is not.
+    """One image that was misclassified.
 
-    prob_fake: (name, P(fake)) of every detector but probes. thumbnail: a data URI, empty where the image cannot be
+    prob_fake: (name, P(fake)) of every detector but baselines. thumbnail: a data URI, empty where the image cannot be
     shown.
     """
 
@@ -32,36 +32,34 @@ class Mistake:
 def leading_detector(evaluation: Evaluation) -> int:
     """The detector whose mistakes are shown: the first fusion, or else the one with the highest balanced accuracy."""
     for i, detector in enumerate(evaluation.detectors):
-        if "fusion" in detector.info:
+        if detector.is_fusion:
             return i
-    overall = evaluation.scores[evaluation.scores["level"] == "overall"]
-    accuracy = overall["balanced_accuracy"].fillna(overall["accuracy"]).to_numpy()
+    accuracy = evaluation.overall["balanced_accuracy"].fillna(evaluation.overall["accuracy"]).to_numpy()
     return max(judged_numbers(evaluation.detectors), key=lambda i: accuracy[i])
 
 
 def worst_mistakes(evaluation: Evaluation, image_root: Path) -> dict[str, list[Mistake]]:
     """The leading detector's wrong answers by category, the most certain first, at most MISTAKES_A_CATEGORY each."""
-    sheet = evaluation.sheet
-    leading = leading_detector(evaluation)
-    wrong = np.flatnonzero(~sheet.right[:, leading])
-    certainty = np.where(sheet.is_fake, -1, 1) * sheet.scores[:, leading]
-    by_certainty = wrong[np.argsort(-certainty[wrong], kind="stable")]
+    grouped, leading = evaluation.grouped, leading_detector(evaluation)
+    wrong = np.flatnonzero(~grouped.is_right[:, leading])
+    certainty = np.abs(grouped.predictions.log_odds[wrong, leading])
+    by_certainty = wrong[np.argsort(-certainty, kind="stable")]
     mistakes = {}
-    for group in sheet.groups:
+    for group in grouped.groups:
         if group.level == "category":
-            rows = by_certainty[group.cells[sheet.cell[by_certainty]]][:MISTAKES_A_CATEGORY]
+            rows = by_certainty[group.cells[grouped.cell[by_certainty]]][:MISTAKES_A_CATEGORY]
             if len(rows):
                 mistakes[group.name] = [_mistake(evaluation, int(row), image_root) for row in rows]
     return mistakes
 
 
 def _mistake(evaluation: Evaluation, row: int, image_root: Path) -> Mistake:
-    sheet = evaluation.sheet
-    image = str(sheet.joined["image"][row])
+    grouped = evaluation.grouped
+    image = grouped.predictions.images[row]
     return Mistake(
         image,
-        bool(sheet.is_fake[row]),
-        tuple((evaluation.names[i], float(sheet.prob_fake[row, i])) for i in judged_numbers(evaluation.detectors)),
+        bool(grouped.predictions.is_fake[row]),
+        tuple((evaluation.names[i], float(grouped.prob_fake[row, i])) for i in judged_numbers(evaluation.detectors)),
         thumbnail(image_root, image),
     )
 

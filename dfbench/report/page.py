@@ -18,18 +18,9 @@ from markupsafe import Markup
 import dfbench
 from dfbench.errors import InputError
 from dfbench.evaluation.evaluate import Evaluation
-from dfbench.evaluation.shortcut_audit import MATCHED, Audit, correlation_table
-from dfbench.evaluation.tables import (
-    STAND_IN_NOTE,
-    accuracy_table,
-    evasion_table,
-    notes,
-    pair_table,
-    percent,
-    reweighted_table,
-    score_table,
-    summary_table,
-)
+from dfbench.evaluation.metrics import METRICS, percent
+from dfbench.evaluation.shortcut_audit import MATCHED
+from dfbench.evaluation.tables import SECTIONS, STAND_IN_NOTE, TABLES, make_tables, notes
 from dfbench.features.plots import FeatureReport, build_feature_report
 from dfbench.io import write_text
 from dfbench.report import plots
@@ -64,14 +55,7 @@ class Card:
     parts: list[tuple[str, str]]
 
 
-def write_report(
-    path: Path,
-    evaluation: Evaluation,
-    *,
-    image_root: Path,
-    features_dir: Path | None = None,
-    found: Audit | None = None,
-) -> None:
+def write_report(path: Path, evaluation: Evaluation, *, image_root: Path, features_dir: Path | None = None) -> None:
     """Write the page. image_root: where thumbnails come from. features_dir: feature CSVs to draw, if there are any."""
     script, style = ((_ASSETS / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -84,13 +68,14 @@ def write_report(
         stand_in_note=STAND_IN_NOTE if evaluation.stand_ins else "",
         notes=notes(evaluation),
         cards=headline(evaluation),
-        tables=_tables(evaluation, found),
+        tables=_tables(evaluation),
         drawings=_drawings(evaluation),
-        audit_words=audit_words(evaluation, found) if found else [],
+        audit_words=audit_words(evaluation) if evaluation.audit else [],
         features=_features(features_dir),
         leading=evaluation.names[leading_detector(evaluation)],
         mistakes=worst_mistakes(evaluation, image_root),
-        stories=[(detector, list(flatten(detector.info))[:_MOST_ENTRIES]) for detector in evaluation.detectors],
+        provenance=[(detector, list(flatten(detector.info))[:_MOST_ENTRIES]) for detector in evaluation.detectors],
+        terms=glossary(evaluation),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page)
@@ -129,53 +114,71 @@ def headline(evaluation: Evaluation) -> list[Card]:
     return cards
 
 
-def _tables(evaluation: Evaluation, found: Audit | None) -> dict[str, Table]:
-    tables = {
-        "summary": summary_table(evaluation),
-        "accuracy": accuracy_table(evaluation),
-        "source": score_table(evaluation, ["source"], "by_source", "All metrics by source, in %"),
-        "category": score_table(evaluation, ["category"], "by_category", "All metrics by category, in %"),
-        "overall": score_table(evaluation, ["class", "overall"], "overall", "Real, fake and all images, in %"),
-        "evasion": evasion_table(evaluation),
-        "pairs": pair_table(evaluation),
-        "reweighted": reweighted_table(evaluation),
-    }
-    if found:
-        tables["correlations"] = correlation_table(found)
-    return tables
+def _tables(evaluation: Evaluation) -> dict[str, list[tuple[Table, bool]]]:
+    """{section: its tables, and whether each is folded away}."""
+    sections: dict[str, list[tuple[Table, bool]]] = {section: [] for section in SECTIONS}
+    for name, table in make_tables(evaluation).items():
+        sections[TABLES[name].section].append((table, TABLES[name].is_folded))
+    return sections
+
+
+def glossary(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """(term, definition) of everything that the page's tables show."""
+    by_wilson = ", ".join(metric.title for metric in METRICS.values() if metric.interval == "wilson")
+    resamples = "a bootstrap, which was switched off"
+    if evaluation.num_resamples:
+        number = f"{evaluation.num_resamples:,} bootstrap resamples (seed {evaluation.seed})"
+        resamples = f"{number}, each keeping the size of every source"
+    intervals = (
+        f"95 %. Wilson's score interval: {by_wilson} and false-negative rate. All others: percentiles of {resamples}. "
+        f"Differences between detectors are paired: all of them see the same resamples."
+    )
+    return [
+        ("Intervals", intervals),
+        *((metric.title[:1].upper() + metric.title[1:], metric.definition) for metric in METRICS.values()),
+        *(term for table in TABLES.values() if table.is_needed(evaluation) for term in table.terms),
+        ("–", "Not defined for these images; the CSV says why."),
+    ]
 
 
 def _drawings(evaluation: Evaluation) -> dict[str, Drawing]:
     """The figures that these images allow, by name."""
-    drawings = {
-        "sources": Drawing(
-            Markup(plots.radar_of_sources(evaluation)), "Accuracy of the detectors over the sources, in percent."
+    has_both = evaluation.grouped.overall_ranking(0) is not None
+    has_fakes, has_pairs = len(evaluation.false_negatives) > 0, len(evaluation.pairs) > 0
+    drawn = (
+        ("sources", True, plots.radar_of_sources, "Accuracy of the detectors over the sources, in percent."),
+        (
+            "histograms",
+            True,
+            plots.histograms,
+            "P(fake) by category. Right of 0.5 an image is predicted fake. The vertical scale is logarithmic.",
         ),
-        "histograms": Drawing(
-            Markup(plots.histograms(evaluation)),
-            "P(fake) by category. Right of 0.5 an image is called fake. The vertical scale is logarithmic.",
+        (
+            "generators",
+            has_fakes,
+            plots.radar_of_generators,
+            "False-negative rate: share of each generator's images that a detector predicts real, in percent.",
         ),
-    }
-    if len(evaluation.evasion):
-        drawings["generators"] = Drawing(
-            Markup(plots.radar_of_generators(evaluation)),
-            "Evasion: share of each generator's images that a detector calls real, in percent.",
-        )
-    if evaluation.sheet.overall_ranking(0):
-        drawings["roc"] = Drawing(
-            Markup(plots.roc_curves(evaluation)),
+        (
+            "roc",
+            has_both,
+            plots.roc_curves,
             "ROC curves over all images; the horizontal scale is logarithmic. Gray: chance.",
-        )
-        drawings["reliability"] = Drawing(
-            Markup(plots.reliability_curves(evaluation)),
+        ),
+        (
+            "reliability",
+            has_both,
+            plots.reliability_curves,
             "Reliability over all images, in bins of equal size. Gray: probabilities that mean what they say.",
-        )
-    if len(evaluation.pairs):
-        drawings["agreement"] = Drawing(
-            Markup(plots.agreement(evaluation)),
+        ),
+        (
+            "agreement",
+            has_pairs,
+            plots.agreement,
             "Cohen's kappa: 1 where two detectors give the same answer to every image, 0 where they agree by chance.",
-        )
-    return drawings
+        ),
+    )
+    return {name: Drawing(Markup(draw(evaluation)), caption) for name, has, draw, caption in drawn if has}
 
 
 def _features(features_dir: Path | None) -> dict[str, Any]:
@@ -194,20 +197,22 @@ def _shown(features: FeatureReport) -> dict[str, Any]:
     return {"drawings": figures, "table": features.table}
 
 
-def audit_words(evaluation: Evaluation, found: Audit) -> list[str]:
+def audit_words(evaluation: Evaluation) -> list[str]:
     """What the audit means, in plain sentences."""
-    overall = evaluation.scores[evaluation.scores["level"] == "overall"].set_index("detector")
+    audit, overall = evaluation.audit, evaluation.overall.set_index("detector")
     sentences = []
-    for probe, where in zip(found.probes, ("sources it was fitted on", "sources it has never seen"), strict=False):
-        share = percent(overall.loc[probe.name, "balanced_accuracy"])
+    for baseline, where in zip(
+        audit.baselines, ("sources it was fitted on", "sources it has never seen"), strict=False
+    ):
+        share = percent(overall.loc[baseline.name, "balanced_accuracy"])
         sentences.append(
             f"A classifier that sees nothing but width, height, file format and bytes per pixel reaches a balanced "
             f"accuracy of {share} % on other images of {where}; 50 % is chance."
         )
-    matched = evaluation.reweighted
-    if not found.num_pairs:
+    if not audit.num_pairs:
         sentences.append("No real and fake image share format and size, so no detector can be judged apart from them.")
         return sentences
+    matched = evaluation.reweighted
     matched = matched[matched["weighting"] == MATCHED].set_index("detector")
     for name in evaluation.judged:
         before, after = (percent(rows.loc[name, "balanced_accuracy"]) for rows in (overall, matched))
@@ -216,7 +221,7 @@ def audit_words(evaluation: Evaluation, found: Audit) -> list[str]:
             f"real and fake ones have the same formats and sizes."
         )
     sentences.append(
-        f"The latter rests on {found.num_pairs:,} pairs of a real and a fake image that match; what falls away with "
+        f"The latter rests on {audit.num_pairs:,} pairs of a real and a fake image that match; what falls away with "
         f"the matching may have come from size and format."
     )
     return sentences

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from dfbench import figures
 from dfbench.evaluation.evaluate import Evaluation, judged_numbers
-from dfbench.evaluation.ranking import roc_curve
+from dfbench.evaluation.ranking import reliability, roc_curve
 from dfbench.figures import NamedFigure
 from dfbench.table import shortened
 
@@ -55,10 +55,11 @@ def radar_of_sources(evaluation: Evaluation) -> str:
 
 
 def radar_of_generators(evaluation: Evaluation) -> str:
-    """Evasion rate of the most evasive sources of fake images (lines) over the detectors (spokes), in percent."""
-    shown = evaluation.evasion[evaluation.evasion["rank"] <= _MOST_LINES]
-    values = {source: 100 * rows["evasion"].to_numpy() for source, rows in shown.groupby("source", sort=False)}
-    return _radar("radar_generators", "Evasion rate of generators over detectors", evaluation.judged, values)
+    """False-negative rate of the sources with the highest one (lines) over the detectors (spokes), in percent."""
+    rates = evaluation.false_negatives
+    shown = rates[rates["rank"] <= _MOST_LINES].groupby("source", sort=False)
+    values = {source: 100 * rows["false_negative_rate"].to_numpy() for source, rows in shown}
+    return _radar("radar_generators", "False-negative rate of generators over detectors", evaluation.judged, values)
 
 
 def _radar(
@@ -108,10 +109,10 @@ def roc_curves(evaluation: Evaluation) -> str:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.8, 4.0), layout="constrained")
         axes = figure.subplots()
-        num_real = int((~evaluation.sheet.is_fake).sum())
+        num_real = int((~evaluation.grouped.predictions.is_fake).sum())
         left = min(0.01, 1 / max(1, num_real))
         for i, name in enumerate(evaluation.names):
-            ranked = evaluation.sheet.overall_ranking(i)
+            ranked = evaluation.grouped.overall_ranking(i)
             false_positives, true_positives = roc_curve(ranked.tally())
             chosen = _thinned(np.maximum(false_positives, left), logarithmic=True)
             colour, dashes = _line_style(i)
@@ -119,7 +120,7 @@ def roc_curves(evaluation: Evaluation) -> str:
             axes.plot(x, y, color=colour, linestyle=dashes, drawstyle="steps-post", label=_name(name))
         axes.plot(np.geomspace(left, 1), np.geomspace(left, 1), color=_GRID, linewidth=1)
         axes.set(xscale="log", xlim=(left, 1), ylim=(0, 1.01))
-        axes.set(xlabel="real images called fake (share)", ylabel="fake images called fake (share)")
+        axes.set(xlabel="false-positive rate", ylabel="true-positive rate")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.legend(loc="lower right")
         return _finish(figure, "roc", "ROC curves")
@@ -140,8 +141,8 @@ def reliability_curves(evaluation: Evaluation) -> str:
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=_GRID, linewidth=1)
         for i in judged_numbers(evaluation.detectors):
-            ranked = evaluation.sheet.overall_ranking(i)
-            _, mean_prob, share_fake = ranked.reliability(ranked.tally())
+            ranked = evaluation.grouped.overall_ranking(i)
+            _, mean_prob, share_fake = reliability(ranked.tally())
             colour, dashes = _line_style(i)
             axes.plot(
                 mean_prob,
@@ -159,16 +160,16 @@ def reliability_curves(evaluation: Evaluation) -> str:
 
 def histograms(evaluation: Evaluation) -> str:
     """Distribution of P(fake), one panel for each category, a line for each detector; logarithmic shares."""
-    groups = [group for group in evaluation.sheet.groups if group.level == "category"]
+    groups = [group for group in evaluation.grouped.groups if group.level == "category"]
     edges = np.linspace(0, 1, 21)
     with matplotlib.rc_context(STYLE):
         rows = (len(groups) + 1) // 2
         figure = Figure(figsize=(5.6, 0.9 + 1.8 * rows), layout="constrained")
         panels = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel()
         for group, axes in zip(groups, panels, strict=False):
-            chosen = group.cells[evaluation.sheet.cell]
+            chosen = group.cells[evaluation.grouped.cell]
             for i in judged_numbers(evaluation.detectors):
-                counts, _ = np.histogram(evaluation.sheet.prob_fake[chosen, i], edges)
+                counts, _ = np.histogram(evaluation.grouped.prob_fake[chosen, i], edges)
                 colour, dashes = _line_style(i)
                 axes.stairs(
                     counts / counts.sum(), edges, color=colour, linestyle=dashes, label=_name(evaluation.names[i])

@@ -1,12 +1,12 @@
-"""The exact cascade: bounds by hand, and decisions equal to those of a full run on every image."""
+"""The exact early exit: bounds by hand, and decisions equal to those of a full run on every image."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from dfbench.errors import InputError
-from dfbench.fusion.early_exit import complete, mark_early, settled_images
-from dfbench.fusion.rules import Rule, fuse, join_agents
+from dfbench.fusion.early_exit import complete, settled_images
+from dfbench.fusion.fuse import fuse
 from dfbench.predictions.probabilities import answers
 from dfbench.predictions.reader import Detector
 
@@ -16,7 +16,6 @@ def detector(name: str, prob_a: np.ndarray, images: list[str], **info) -> Detect
     frame = pd.DataFrame({"image": images, "label": "A", "answer": answers(pair)})
     frame["logit_A"] = frame["logit_B"] = np.float32(np.nan)
     frame["prob_A"], frame["prob_B"] = pair[:, 0], pair[:, 1]
-    frame["source"], frame["category"] = "x", "other real"
     return Detector(name, frame, info=info)
 
 
@@ -53,33 +52,40 @@ def test_decisions_equal_the_full_run_on_every_image():
     # Many values on a coarse grid, so that sums meet the bounds and ties exactly.
     values = np.where(rng.random((3, count)) < 0.5, rng.integers(0, 9, (3, count)) / 8, rng.random((3, count)))
     agents = [detector(name, values[i], names) for i, name in enumerate("abc")]
-    full = fuse(join_agents(agents, partial=False), list("abc"), Rule())
+    full = fuse(agents).frame
 
     settled = settled_images(agents[:2])
     open_rows = [i for i, name in enumerate(names) if name not in settled]
     assert 0.2 < len(open_rows) / count < 0.9
     last = detector("c", values[2][open_rows], [names[i] for i in open_rows], only_undecided=["a.csv", "b.csv"])
-    completed, early = complete([*agents[:2], last])
-    cascade = mark_early(fuse(join_agents(completed, partial=False), list("abc"), Rule()), early, "c")
+    assert complete([*agents[:2], last])[1] == settled
+    exited = fuse([*agents[:2], last]).frame
 
-    assert early == settled
-    assert list(cascade["image"]) == list(full["image"])
-    assert list(cascade["answer"]) == list(full["answer"])
-    assert cascade.loc[cascade["decided_early"] == 1, "prob_B_c"].isna().all()
-    assert cascade["decided_early"].sum() == len(settled)
+    assert list(exited["image"]) == list(full["image"])
+    assert list(exited["answer"]) == list(full["answer"])
+    assert exited.loc[exited["decided_early"] == 1, "prob_B_c"].isna().all()
+    assert exited["decided_early"].sum() == len(settled)
 
 
 def test_an_open_image_that_the_last_agent_lacks_is_still_missing():
     names = images(2)
     both = np.array([0.5, 0.9])
     last = detector("c", np.array([0.5]), ["DFBench/x/9.png"], only_undecided=["a.csv", "b.csv"])
-    completed, early = complete([detector("a", both, names), detector("b", both, names), last])
-    assert early == {names[1]}
+    agents = [detector("a", both, names), detector("b", both, names), last]
+    assert complete(agents)[1] == {names[1]}
     with pytest.raises(InputError, match="different images"):
-        join_agents(completed, partial=False)
+        fuse(agents)
 
 
-def test_files_without_a_cascade_stay_as_they_are():
+def test_the_bounds_hold_for_the_mean_of_the_probabilities_alone():
+    last = detector("c", np.array([0.5]), images(1), only_undecided=["a.csv", "b.csv"])
+    agents = [*(detector(name, np.array([0.5, 0.9]), images(2)) for name in "ab"), last]
+    assert fuse(agents).frame["decided_early"].tolist() == [0, 1]
+    with pytest.raises(InputError, match="--fusion vote: an agent ran with --only_undecided"):
+        fuse(agents, "vote")
+
+
+def test_files_without_an_early_exit_stay_as_they_are():
     agents = [detector(name, np.array([0.5]), images(1)) for name in "abc"]
     completed, early = complete(agents)
     assert completed == agents
@@ -88,5 +94,5 @@ def test_files_without_a_cascade_stay_as_they_are():
 
 def test_only_one_agent_can_be_the_last():
     agents = [detector(name, np.array([0.5]), images(1), only_undecided=["a.csv"]) for name in "abc"]
-    with pytest.raises(InputError, match="3 agents that ran with --only_undecided"):
+    with pytest.raises(InputError, match="3 agents ran with --only_undecided"):
         complete(agents)

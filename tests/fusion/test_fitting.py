@@ -1,6 +1,7 @@
-"""Fitted fusion: numbers found again, and never fitted on the images that they are reported on."""
+"""Fitted fusion: parameters found again, and never fitted on the images that they are reported on."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,28 +9,42 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from dfbench.errors import InputError
-from dfbench.fusion.fitting import cross_fit, deal_sources, fit, fit_on_files, saved_rule
-from dfbench.fusion.rules import Agents, Rule, agents_of, apply_rule, fuse, join_agents, write_fused
-from dfbench.predictions.reader import Detector, read_detectors
+from dfbench.fusion.fitting import cross_fit, deal_sources, fit_on_files, saved_fusion
+from dfbench.fusion.fuse import fuse, fused_frame
+from dfbench.fusion.rules import AgentOutputs, Calibrated, Stacked, Weighted, agent_outputs
+from dfbench.predictions.join import Predictions, join
+from dfbench.predictions.probabilities import sigmoid
+from dfbench.predictions.reader import Detector, read_detectors, write_detector
 
 SOURCES = {"Flick8k": "A", "LIVE": "A", "CSIQ": "A", "edit": "B", "Kolors": "B", "NOVA": "B"}
 
 
-def simulate(size: int = 4000, temperatures=(1.0, 4.0), biases=(0.0, 2.0), seed: int = 0) -> tuple[Agents, np.ndarray]:
-    """Agents whose calibrated log-odds are odds / temperature + bias, and the labels."""
-    rng = np.random.default_rng(seed)
+def simulate(
+    size: int = 4000, temperatures=(1.0, 4.0), biases=(0.0, 2.0), seed: int = 0
+) -> tuple[AgentOutputs, np.ndarray]:
+    """Agents whose calibrated log-odds are log_odds / temperature + bias, and the labels."""
+    rng = np.random.default_rng(0)
     is_fake = rng.random(size) < 0.5
-    odds = np.empty((size, len(temperatures)))
+    log_odds = np.empty((size, len(temperatures)))
     for k, (temperature, bias) in enumerate(zip(temperatures, biases, strict=True)):
         # Normal scores at +-d with variance 2d have log-odds equal to themselves.
         true_odds = np.where(is_fake, 2, -2) + rng.normal(0, 2, size)
-        odds[:, k] = (true_odds - bias) * temperature
-    return agents_from(odds), is_fake
+        log_odds[:, k] = (true_odds - bias) * temperature
+    return agents_from(log_odds), is_fake
 
 
-def agents_from(odds: np.ndarray) -> Agents:
-    prob_fake = 1 / (1 + np.exp(-odds))
-    return Agents(np.stack([1 - prob_fake, prob_fake], axis=2), odds)
+def agents_from(log_odds: np.ndarray) -> AgentOutputs:
+    prob_fake = sigmoid(log_odds)
+    return AgentOutputs(np.stack([1 - prob_fake, prob_fake], axis=2), log_odds)
+
+
+def labelled_images(sizes: dict[tuple[str, str], int]) -> Predictions:
+    """sizes: {(source, label): number of images}, as one detector sees them."""
+    rows = [(source, label) for (source, label), size in sizes.items() for _ in range(size)]
+    frame = pd.DataFrame({"image": [f"DFBench/{source}/{i}.jpg" for i, (source, _) in enumerate(rows)]})
+    frame["label"] = [label for _, label in rows]
+    frame[["logit_A", "logit_B"]], frame[["prob_A", "prob_B"]] = np.nan, 0.5
+    return join([Detector("x", frame)])
 
 
 def detectors(
@@ -41,9 +56,9 @@ def detectors(
     labels = np.repeat([sources[source] for source in sources], num_images)
     found = []
     for k, name in enumerate(names):
-        odds = np.where(labels == "B", 2, -2) * (1 if k == 0 else 0.1) + rng.normal(0, 1.5, len(images))
+        log_odds = np.where(labels == "B", 2, -2) * (1 if k == 0 else 0.1) + rng.normal(0, 1.5, len(images))
         frame = pd.DataFrame({"image": images, "label": labels})
-        frame["prob_A"], frame["prob_B"] = (np.float32(1 / (1 + np.exp(sign * odds))) for sign in (1, -1))
+        frame["prob_A"], frame["prob_B"] = (np.float32(1 / (1 + np.exp(sign * log_odds))) for sign in (1, -1))
         frame["answer"] = np.where(frame["prob_A"] > frame["prob_B"], "A", "B")
         frame["logit_A"] = frame["logit_B"] = np.float32(np.nan)
         found.append(Detector(name, frame))
@@ -53,40 +68,38 @@ def detectors(
 def saved(tmp_path, agents: list[Detector]) -> list[Detector]:
     """The same agents, written and read again."""
     for agent in agents:
-        columns = ["image", "label", "answer", "logit_A", "logit_B", "prob_A", "prob_B"]
-        tmp_path.mkdir(exist_ok=True)
-        agent.frame[columns].to_csv(tmp_path / f"{agent.name}.csv", index=False)
+        write_detector(tmp_path / f"{agent.name}.csv", agent)
     return read_detectors([tmp_path / f"{agent.name}.csv" for agent in agents])
 
 
 def test_calibration_finds_temperatures_and_biases():
     agents, is_fake = simulate()
-    found = fit("calibrated", agents, is_fake)
-    np.testing.assert_allclose(found["temperature"], [1, 4], rtol=0.1)
-    np.testing.assert_allclose(found["bias"], [0, 2], atol=0.15)
-    pair = apply_rule("calibrated", found, agents)
+    found = Calibrated.fit(agents, is_fake)
+    np.testing.assert_allclose(found.temperature, [1, 4], rtol=0.1)
+    np.testing.assert_allclose(found.bias, [0, 2], atol=0.15)
+    pair = found.apply(agents)
     assert pair[is_fake, 1].mean() > 0.7
     np.testing.assert_allclose(pair.sum(axis=1), 1)
 
 
-def test_stacking_is_logistic_regression_on_the_odds():
+def test_stacking_is_logistic_regression_on_the_log_odds():
     agents, is_fake = simulate()
-    found = fit("stacked", agents, is_fake)
-    # Two independent agents: the right odds are the sum of their calibrated ones, odds_1 + odds_2 / 4 + 2.
-    np.testing.assert_allclose(found["weights"], [1, 0.25], rtol=0.1)
-    assert found["bias"] == pytest.approx(2, abs=0.2)
-    expected = LogisticRegression(C=1.0).fit(agents.odds, is_fake).predict_proba(agents.odds)
-    np.testing.assert_allclose(apply_rule("stacked", found, agents), expected, atol=1e-3)
+    found = Stacked.fit(agents, is_fake)
+    # Two independent agents: the right log-odds are the sum of their calibrated ones, x_1 + x_2 / 4 + 2.
+    np.testing.assert_allclose(found.weights, [1, 0.25], rtol=0.1)
+    assert found.bias == pytest.approx(2, abs=0.2)
+    expected = LogisticRegression(C=1.0).fit(agents.log_odds, is_fake).predict_proba(agents.log_odds)
+    np.testing.assert_allclose(found.apply(agents), expected, atol=1e-3)
 
 
 def test_fitted_weights_are_the_most_likely_of_a_grid():
     agents, is_fake = simulate(500, temperatures=(1.0, 1.5, 3.0), biases=(0.0, 1.0, -1.0))
 
     def likelihood(weights):
-        pair = apply_rule("weighted", {"weights": weights}, agents)
+        pair = Weighted(weights).apply(agents)
         return np.log(np.where(is_fake, pair[:, 1], pair[:, 0])).mean()
 
-    found = fit("weighted", agents, is_fake)["weights"]
+    found = Weighted.fit(agents, is_fake).weights
     assert sum(found) == pytest.approx(1)
     assert min(found) >= 0
     grid = [(a, b, 1 - a - b) for a in np.linspace(0, 1, 41) for b in np.linspace(0, 1 - a, 41)]
@@ -95,58 +108,55 @@ def test_fitted_weights_are_the_most_likely_of_a_grid():
 
 def test_a_useless_agent_gets_no_weight():
     agents, is_fake = simulate(2000)
-    reversed_agent = agents_from(np.stack([agents.odds[:, 0], -agents.odds[:, 0]], axis=1))
-    np.testing.assert_allclose(fit("weighted", reversed_agent, is_fake)["weights"], [1, 0], atol=1e-6)
+    reversed_agent = agents_from(np.stack([agents.log_odds[:, 0], -agents.log_odds[:, 0]], axis=1))
+    np.testing.assert_allclose(Weighted.fit(reversed_agent, is_fake).weights, [1, 0], atol=1e-6)
 
 
 def test_an_agent_worse_than_chance_cannot_be_calibrated():
     agents, is_fake = simulate(500)
-    with pytest.raises(InputError, match="agent 2 no better than chance"):
-        fit("calibrated", agents_from(np.stack([agents.odds[:, 0], -agents.odds[:, 0]], axis=1)), is_fake)
+    with pytest.raises(InputError, match="agent 2 is no better than chance"):
+        Calibrated.fit(agents_from(np.stack([agents.log_odds[:, 0], -agents.log_odds[:, 0]], axis=1)), is_fake)
 
 
-@pytest.mark.parametrize("method", ["weighted", "calibrated", "stacked"])
-def test_agents_without_error_give_finite_numbers(method):
+@pytest.mark.parametrize("rule", [Weighted, Calibrated, Stacked])
+def test_agents_without_error_give_finite_numbers(rule):
     is_fake = np.arange(40) % 2 == 0
-    found = fit(method, agents_from(np.where(is_fake, 30.0, -30.0)[:, None]), is_fake)
-    assert all(np.isfinite(value).all() for value in found.values())
+    found = rule.fit(agents_from(np.where(is_fake, 30.0, -30.0)[:, None]), is_fake)
+    assert rule.from_parameters(found.parameters(), 1) == found
 
 
 def test_sources_are_dealt_evenly_and_no_fold_lacks_a_class():
     sizes = {"a": 50, "b": 40, "c": 30, "d": 20, "e": 10}
-    rows = [(source, "A") for source, size in sizes.items() for _ in range(size)]
-    rows += [(source, "B") for source in "vwxyz" for _ in range(7)]
-    found = deal_sources(pd.DataFrame(rows, columns=["source", "label"]), 3)
+    images = {(source, "A"): size for source, size in sizes.items()} | {(source, "B"): 7 for source in "vwxyz"}
+    found = deal_sources(labelled_images(images), 3)
     # Real: a -> 0, b -> 1, c -> 2, d -> 2 (30 + 20 = 50), e -> 1 (40 + 10 = 50).
     assert {source: found[source] for source in sizes} == {"a": 0, "b": 1, "c": 2, "d": 2, "e": 1}
     assert sorted(found[source] for source in "vwxyz") == [0, 0, 1, 1, 2]
 
 
 def test_folds_are_no_more_than_the_rarer_class_has_sources():
-    rows = pd.DataFrame({"source": list("abwxyz"), "label": list("AABBBB")})
-    assert set(deal_sources(rows, 5).values()) == {0, 1}
+    images = labelled_images(dict.fromkeys(zip("abwxyz", "AABBBB", strict=True), 1))
+    assert set(deal_sources(images, 5).values()) == {0, 1}
     with pytest.raises(InputError, match="1 sources of real images"):
-        deal_sources(rows[1:], 5)
+        deal_sources(images.take(np.arange(1, 6)), 5)
 
 
-@pytest.mark.parametrize("method", ["weighted", "calibrated", "stacked"])
-def test_cross_fitting_never_fits_on_the_source_it_is_reported_on(method):
-    agents = detectors()
-    joined = join_agents(agents)
-    rule = cross_fit(method, joined, agents, 3)
-    assert sorted(source for fold in rule.folds for source in fold["sources"]) == sorted(SOURCES)
-    for fold in rule.folds:
-        others = joined[~joined["source"].isin(fold["sources"])]
-        expected = fit(method, agents_of(others, 2), (others["label"] == "B").to_numpy())
-        assert fold["parameters"] == expected
-    # Labels of a source do not touch its own fused probabilities.
-    flipped = joined.copy()
-    nova = flipped["source"] == "NOVA"
-    flipped.loc[nova, "prob_B_0"], flipped.loc[nova, "prob_A_0"] = joined["prob_A_0"], joined["prob_B_0"]
-    other_rule = cross_fit(method, flipped, agents, 3)
-    fold = next(i for i, fold in enumerate(rule.folds) if "NOVA" in fold["sources"])
-    assert rule.folds[fold] == other_rule.folds[fold]
-    assert rule.parameters != other_rule.parameters
+@pytest.mark.parametrize("rule", [Weighted, Calibrated, Stacked])
+def test_cross_fitting_never_fits_on_the_source_it_is_reported_on(rule):
+    predictions = join(detectors())
+    fusion = cross_fit(rule, predictions, 3)
+    assert sorted(source for fold in fusion.folds for source in fold.sources) == sorted(SOURCES)
+    for fold in fusion.folds:
+        others = predictions.take(~np.isin(predictions.sources, fold.sources))
+        assert fold.rule == rule.fit(agent_outputs(others), others.is_fake)
+    # Answers on a source do not touch how that source is fused.
+    prob = predictions.prob.copy()
+    nova = predictions.sources == "NOVA"
+    prob[nova, 0] = prob[nova, 0, ::-1]
+    other = cross_fit(rule, replace(predictions, prob=prob), 3)
+    number = next(i for i, fold in enumerate(fusion.folds) if "NOVA" in fold.sources)
+    assert fusion.folds[number] == other.folds[number]
+    assert fusion.rule != other.rule
 
 
 def test_cross_fitting_leaves_unlabelled_images_out_of_the_fit_but_fuses_them():
@@ -154,61 +164,57 @@ def test_cross_fitting_leaves_unlabelled_images_out_of_the_fit_but_fuses_them():
     for agent in agents:
         agent.frame.loc[:9, "label"] = ""
         agent.frame.loc[len(agent.frame)] = ["mine/1.jpg", "", np.float32(0.1), np.float32(0.9), "B", np.nan, np.nan]
-    joined = join_agents(agents)
-    fused = fuse(joined, ["x", "y"], cross_fit("stacked", joined, agents))
+    predictions = join(agents)
+    fused = fused_frame(predictions, cross_fit(Stacked, predictions))
     assert fused["prob_B"].notna().all()
-    assert len(fused) == len(joined)
+    assert len(fused) == len(predictions)
 
 
 def test_stacking_beats_the_mean_where_one_agent_is_blind():
     agents = detectors(num_images=200, names="xyz")
-    joined = join_agents(agents)
     accuracy = {}
-    for method in ("mean_prob", "stacked"):
-        rule = Rule() if method == "mean_prob" else cross_fit("stacked", joined, agents)
-        fused = fuse(joined, [agent.name for agent in agents], rule)
-        accuracy[method] = (fused["answer"] == fused["label"]).mean()
+    for name in ("mean_prob", "stacked"):
+        fused = fuse(agents, name).frame
+        accuracy[name] = (fused["answer"] == fused["label"]).mean()
     assert accuracy["stacked"] > accuracy["mean_prob"] + 0.02
 
 
 def test_fitting_on_validation_files(tmp_path):
     agents, validation = detectors(), saved(tmp_path, detectors(seed=1, folder="val"))
-    rule = fit_on_files("stacked", [agent.path for agent in validation], agents)
-    joined = join_agents(validation)
-    assert rule.parameters == fit("stacked", agents_of(joined, 2), (joined["label"] == "B").to_numpy())
-    assert rule.fitted_on.startswith("360 validation images of ")
-    assert not rule.folds
+    fusion = fit_on_files(Stacked, [agent.path for agent in validation], agents)
+    predictions = join(validation)
+    assert fusion.rule == Stacked.fit(agent_outputs(predictions), predictions.is_fake)
+    assert fusion.fitted_on.startswith("360 validation images of ")
+    assert not fusion.folds
 
 
 def test_validation_files_must_be_of_other_images_and_of_the_same_agents(tmp_path):
     agents = detectors()
     same = saved(tmp_path / "same", detectors(sources={"edit": "B", "LIVE": "A"}, seed=1))
-    with pytest.raises(InputError, match=r"120 of the images to be fused, such as DFBench/LIVE/0\.jpg"):
-        fit_on_files("stacked", [agent.path for agent in same], agents)
+    with pytest.raises(InputError, match=r"120 of the images to be fused were fitted on, such as DFBench/LIVE/0\.jpg"):
+        fit_on_files(Stacked, [agent.path for agent in same], agents)
     other = saved(tmp_path / "other", detectors(folder="val"))
-    with pytest.raises(InputError, match="found the agents x; expected x, y"):
-        fit_on_files("stacked", [other[0].path], agents)
-    with pytest.raises(InputError, match="found the agents y, x; expected x, y"):
-        fit_on_files("stacked", [other[1].path, other[0].path], agents)
+    with pytest.raises(InputError, match="the agents are x; expected x, y"):
+        fit_on_files(Stacked, [other[0].path], agents)
+    with pytest.raises(InputError, match="the agents are y, x; expected x, y"):
+        fit_on_files(Stacked, [other[1].path, other[0].path], agents)
     one_class = saved(tmp_path / "one", detectors(folder="val", sources={"edit": "B"}))
-    with pytest.raises(InputError, match="found 60 fake and 0 real images to fit on"):
-        fit_on_files("stacked", [agent.path for agent in one_class], agents)
+    with pytest.raises(InputError, match="there are 60 fake and 0 real images to fit on"):
+        fit_on_files(Stacked, [agent.path for agent in one_class], agents)
 
 
 def test_what_was_fitted_is_saved_and_applies_to_other_images_only(tmp_path):
     agents = saved(tmp_path, detectors())
-    joined = join_agents(agents)
-    rule = cross_fit("calibrated", joined, agents)
-    info = write_fused(tmp_path / "moa_df.csv", fuse(joined, ["x", "y"], rule), agents, rule)
-    assert info["detector"] == "MoA-DF (calibrated)"
-    assert info["fitted_on"] == "images of other sources (3 folds by source)"
+    fused = fuse(agents, "calibrated")
+    write_detector(tmp_path / "moa_df.csv", fused)
+    assert fused.name == "MoA-DF (calibrated)"
+    assert fused.info["fitted_on"] == "images of other sources (3 folds by source)"
     others = detectors(folder="new", seed=3)
-    found = saved_rule(tmp_path / "moa_df.json", others)
-    assert (found.method, found.parameters) == ("calibrated", rule.parameters)
-    with pytest.raises(InputError, match=r"x\.csv: found 360 of the images to be fused"):
-        saved_rule(tmp_path / "moa_df.json", agents)
-    with pytest.raises(InputError, match="found the agents x, y; expected y, x"):
-        saved_rule(tmp_path / "moa_df.json", others[::-1])
+    assert saved_fusion(tmp_path / "moa_df.json", others).rule == cross_fit(Calibrated, join(agents)).rule
+    with pytest.raises(InputError, match=r"x\.csv: 360 of the images to be fused"):
+        saved_fusion(tmp_path / "moa_df.json", agents)
+    with pytest.raises(InputError, match="the agents are x, y; expected y, x"):
+        saved_fusion(tmp_path / "moa_df.json", others[::-1])
 
 
 @pytest.mark.parametrize(
@@ -226,5 +232,5 @@ def test_what_was_fitted_is_saved_and_applies_to_other_images_only(tmp_path):
 )
 def test_a_json_without_a_usable_fusion_is_one_line(tmp_path, content):
     (tmp_path / "a.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"a\.json: found (no fitted fusion of 2 agents|the agents )"):
-        saved_rule(tmp_path / "a.json", detectors())
+    with pytest.raises(InputError, match=r"a\.json: (there is no fitted fusion of 2 agents|the agents are )"):
+        saved_fusion(tmp_path / "a.json", detectors())

@@ -1,12 +1,15 @@
-"""MoA-DF: the paper's mean on hand-worked numbers, on upstream's own files, and what the fused file says."""
+"""The rules of MoA-DF and its kin on hand-worked numbers."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from dfbench.errors import InputError
-from dfbench.fusion.rules import METHODS, Rule, fuse, given_weights, join_agents, write_fused
-from dfbench.predictions.reader import Detector, read_detector, read_detectors
+from dfbench.fusion.fitting import Fusion
+from dfbench.fusion.fuse import fuse, fused_frame
+from dfbench.fusion.rules import RULES, Calibrated, FusionRule, Stacked, Weighted, register
+from dfbench.predictions.join import join
+from dfbench.predictions.reader import Detector
 
 
 def detector(name: str, prob_fake: list[float]) -> Detector:
@@ -19,16 +22,15 @@ def detector(name: str, prob_fake: list[float]) -> Detector:
     return Detector(name, frame)
 
 
-def fuse_with(detectors: list[Detector], method: str = "mean_prob", *, partial: bool = False, **parameters):
-    joined = join_agents(detectors, partial=partial)
-    return fuse(joined, [agent.name for agent in detectors], Rule(method, parameters))
+def fuse_by(rule: FusionRule, detectors: list[Detector]) -> pd.DataFrame:
+    return fused_frame(join(detectors), Fusion(rule))
 
 
 def test_mean_prob_on_hand_worked_numbers():
     # Image 0: (.9 + .2 + .25) / 3 = .45 -> A, though the most certain agent says B. Image 1: (.5 + .25 + .75) / 3 = .5,
     # a tie -> B. Image 2: (1 + 1 + 0) / 3 -> B.
     agents = [detector("x", [0.9, 0.5, 1]), detector("y", [0.2, 0.25, 1]), detector("z", [0.25, 0.75, 0])]
-    fused = fuse_with(agents)
+    fused = fuse(agents).frame
     np.testing.assert_allclose(fused["prob_B"], [0.45, 0.5, 2 / 3], rtol=1e-6)
     np.testing.assert_allclose(fused["prob_A"] + fused["prob_B"], 1, rtol=1e-6)
     assert fused["answer"].tolist() == ["A", "B", "B"]
@@ -38,13 +40,13 @@ def test_mean_prob_on_hand_worked_numbers():
 
 @pytest.mark.parametrize("num_agents", [1, 2, 5])
 def test_any_number_of_agents(num_agents):
-    fused = fuse_with([detector(f"agent{i}", [0.1 * i, 0.9]) for i in range(num_agents)])
+    fused = fuse([detector(f"agent{i}", [0.1 * i, 0.9]) for i in range(num_agents)]).frame
     np.testing.assert_allclose(fused["prob_B"], [0.05 * (num_agents - 1), 0.9], rtol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS[:3])
-def test_one_agent_alone_keeps_its_answers(method):
-    fused = fuse_with([detector("x", [0.9, 0.5, 0.1, 1, 0])], method)
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if not rule.is_fitted])
+def test_one_agent_alone_keeps_its_answers(name):
+    fused = fuse([detector("x", [0.9, 0.5, 0.1, 1, 0])], name).frame
     assert fused["answer"].tolist() == ["B", "B", "A", "B", "A"]
 
 
@@ -52,8 +54,8 @@ def test_the_small_tail_survives_the_mean():
     agents = [detector("x", [1]), detector("y", [1])]
     for agent in agents:
         agent.frame["prob_A"] = np.float32(1e-30)
-    assert fuse_with(agents)["prob_A"][0] == np.float32(1e-30)
-    assert fuse_with(agents, "mean_logit")["prob_A"][0] == pytest.approx(1e-30)
+    assert fuse(agents).frame["prob_A"][0] == np.float32(1e-30)
+    assert fuse(agents, "mean_logit").frame["prob_A"][0] == pytest.approx(1e-30)
 
 
 def test_mean_logit_by_hand():
@@ -62,21 +64,21 @@ def test_mean_logit_by_hand():
     x, y = detector("x", [0.982014]), detector("y", [0.119203])
     x.frame["logit_A"], x.frame["logit_B"] = np.float32(10), np.float32(14)
     y.frame["logit_A"], y.frame["logit_B"] = np.float32(-1), np.float32(-3)
-    assert fuse_with([x, y], "mean_logit")["prob_B"][0] == pytest.approx(0.731059, rel=1e-5)
-    assert fuse_with([x, y])["prob_B"][0] == pytest.approx(0.550608, rel=1e-5)
+    assert fuse([x, y], "mean_logit").frame["prob_B"][0] == pytest.approx(0.731059, rel=1e-5)
+    assert fuse([x, y]).frame["prob_B"][0] == pytest.approx(0.550608, rel=1e-5)
 
 
 def test_mean_logit_without_logits_takes_the_probabilities():
     # ln(.8 / .2) = ln 4 and ln(.5 / .5) = 0: mean ln 2, P(B) = 2 / 3.
     agents = [detector("x", [0.8]), detector("y", [0.5])]
-    assert fuse_with(agents, "mean_logit")["prob_B"][0] == pytest.approx(2 / 3)
+    assert fuse(agents, "mean_logit").frame["prob_B"][0] == pytest.approx(2 / 3)
 
 
 def test_a_probability_of_exactly_zero_has_finite_odds():
     # Upstream's four digits: 0.0000 counts as half of 0.0001, the smallest one in the file. Image 0: ln(.00005 / 1) =
     # -9.9; with the other agent at ln(.99 / .01) = 4.6 the mean is below 0.
     agents = [detector("x", [0, 1, 0.0001]), detector("y", [0.99, 0.5, 0.5])]
-    fused = fuse_with(agents, "mean_logit")
+    fused = fuse(agents, "mean_logit").frame
     odds = (np.log(0.00005) + np.log(99)) / 2
     np.testing.assert_allclose(fused["prob_B"][0], 1 / (1 + np.exp(-odds)), rtol=1e-4)
     assert np.isfinite(fused["prob_B"]).all()
@@ -85,92 +87,42 @@ def test_a_probability_of_exactly_zero_has_finite_odds():
 
 def test_votes_count_heads_and_a_tie_is_b():
     x, y, z = detector("x", [0.99, 0.4]), detector("y", [0.4, 0.4]), detector("z", [0.4, 0.5])
-    fused = fuse_with([x, y, z], "vote")
+    fused = fuse([x, y, z], "vote").frame
     np.testing.assert_allclose(fused["prob_B"], [1 / 3, 1 / 3], rtol=1e-6)
     assert fused["answer"].tolist() == ["A", "A"]
-    assert fuse_with([x, y], "vote")["answer"].tolist() == ["B", "A"]
+    assert fuse([x, y], "vote").frame["answer"].tolist() == ["B", "A"]
 
 
 def test_weights_are_scaled_to_one():
-    rule = given_weights([3, 1], 2)
-    assert rule.parameters == {"weights": [0.75, 0.25]}
-    fused = fuse_with([detector("x", [0.8]), detector("y", [0.4])], "weighted", **rule.parameters)
-    assert fused["prob_B"][0] == pytest.approx(0.7)
+    fused = fuse([detector("x", [0.8]), detector("y", [0.4])], "weighted", weights=[3, 1])
+    assert fused.info["parameters"] == {"weights": [0.75, 0.25]}
+    assert fused.frame["prob_B"][0] == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize("weights", [[1], [1, -1], [0, 0], [1, float("nan")], [1, 1, 1]])
 def test_weights_that_make_no_sense_are_refused(weights):
-    with pytest.raises(InputError, match=r"--weights: found .* expected 2 numbers"):
-        given_weights(weights, 2)
+    with pytest.raises(InputError, match=r"--weights are .* expected 2 numbers"):
+        Weighted.given(weights, 2)
 
 
 def test_calibrated_and_stacked_by_hand():
     # Odds ln 4 and ln(1/4). Calibrated: 2 ln 4 / 2 + ... = with temperature 2, bias 0: P = 2 / 3; with temperature 1,
     # bias ln 4: P = 1 / 2; mean 7 / 12. Stacked: 2 ln 4 + 1 * -ln 4 - ln 2 = ln 2, P = 2 / 3.
     agents = [detector("x", [0.8]), detector("y", [0.2])]
-    calibrated = fuse_with(agents, "calibrated", temperature=[2, 1], bias=[0, np.log(4)])
+    calibrated = fuse_by(Calibrated([2, 1], [0, np.log(4)]), agents)
     assert calibrated["prob_B"][0] == pytest.approx(7 / 12)
-    stacked = fuse_with(agents, "stacked", weights=[2, 1], bias=-np.log(2))
+    stacked = fuse_by(Stacked([2, 1], -np.log(2)), agents)
     assert stacked["prob_B"][0] == pytest.approx(2 / 3)
 
 
-def test_folds_apply_to_their_own_sources():
-    agent = detector("x", [0.8, 0.8])
-    agent.frame["image"] = ["DFBench/edit/0.jpg", "DFBench/LIVE/0.jpg"]
-    folds = ({"sources": ["LIVE"], "parameters": {"weights": [0], "bias": 0}},
-             {"sources": ["edit"], "parameters": {"weights": [-1], "bias": 0}})  # fmt: skip
-    fused = fuse(join_agents([agent]), ["x"], Rule("stacked", {}, "others", (), folds))
-    np.testing.assert_allclose(fused["prob_B"], [0.2, 0.5], rtol=1e-6)
+def test_parameters_survive_json_and_others_are_refused():
+    rule = Calibrated([2, 1], [0, 0.5])
+    assert Calibrated.from_parameters(rule.parameters(), 2) == rule
+    for parameters, num_agents in (({}, 2), (rule.parameters(), 3), ({"temperature": [0, 1], "bias": [0, 0]}, 2)):
+        with pytest.raises(ValueError, match="temperature"):
+            Calibrated.from_parameters(parameters, num_agents)
 
 
-def test_a_fused_file_reads_back_with_its_story(tmp_path):
-    agents = [detector("x", [0.9, 0.1, 0.5]), detector("y", [0.7, 0.3])]
-    agents[1].num_errors = 1
-    frame = fuse_with(agents, partial=True)
-    write_fused(tmp_path / "moa_df.csv", frame, agents, Rule())
-    found = read_detector(tmp_path / "moa_df.csv")
-    np.testing.assert_allclose(found.frame["prob_B"], [0.8, 0.2], rtol=1e-6)
-    assert found.info["detector"] == "MoA-DF"
-    assert found.info["fusion"] == "mean_prob"
-    assert found.info["answers"] == {"A": 1, "B": 1}
-    assert [(a["name"], a["rows"], a["left_out"], a["errors"]) for a in found.info["agents"]] == [
-        ("x", 3, 1, 0),
-        ("y", 2, 0, 1),
-    ]
-    assert {"dfbench", "python", "numpy", "pandas"} <= set(found.info["versions"])
-
-
-def test_different_images_are_refused_unless_partial():
-    with pytest.raises(InputError, match="y lacks 1"):
-        fuse_with([detector("x", [0.9, 0.1]), detector("y", [0.7])])
-
-
-def test_a_fused_detector_is_no_agent():
-    fused = detector("MoA-DF", [0.5])
-    fused.info = {"fusion": "mean_prob"}
-    with pytest.raises(InputError, match="MoA-DF: found a fused detector"):
-        join_agents([detector("x", [0.5]), fused])
-
-
-def test_upstream_files_are_fused_by_probabilities_not_by_position(tmp_path):
-    """Upstream's script takes the 4th and 5th column of each file: log-probabilities in the Qwen file.
-
-    Image 1: P(real) is .6, .55 and .55, so A. By position the sums are -0.5108 + .55 + .55 = .5892 for A and
-    -0.9163 + .45 + .45 = -.0163 for B: A as well. Image 2: .9, .3 and .2, mean .4667, so B; by position
-    -0.1054 + .3 + .2 = .3946 against -2.3026 + .7 + .8 = -.8026: A, which is wrong.
-    """
-    files = {
-        "resultsqwen25.csv": (
-            "image_path,predicted_reply,true_label,logprob_A,logprob_B,prob_A,prob_B",
-            "1.jpg,A,A,-0.5108,-0.9163,0.6000,0.4000",
-            "2.jpg,A,B,-0.1054,-2.3026,0.9000,0.1000",
-        ),
-        "resultsintern25.csv": ("imgname,answer,output,prob_A,prob_B", "2.jpg,B,B,0.3,0.7", "1.jpg,A,A,0.55,0.45"),
-        "resultsintern3.csv": ("imgname,answer,output,prob_A,prob_B", "1.jpg,A,A,0.55,0.45", "2.jpg,B,B,0.2,0.8"),
-    }
-    for name, lines in files.items():
-        (tmp_path / name).write_text("\n".join(lines) + "\n")
-    fused = fuse_with(read_detectors([tmp_path / name for name in files]))
-    assert fused["answer"].tolist() == ["A", "B"]
-    np.testing.assert_allclose(fused["prob_A"], [1.7 / 3, 1.4 / 3], rtol=1e-6)
-    assert fused["label"].tolist() == ["A", "B"]
+def test_a_name_is_registered_once():
+    with pytest.raises(ValueError, match="vote is registered already"):
+        register(RULES["vote"])

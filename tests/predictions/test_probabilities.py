@@ -3,8 +3,9 @@
 import warnings
 
 import numpy as np
+import pytest
 
-from dfbench.predictions.probabilities import answers, probabilities
+from dfbench.predictions.probabilities import answers, log_odds, probabilities, sigmoid
 
 
 def test_probabilities_are_the_softmax_in_float32():
@@ -32,3 +33,24 @@ def test_huge_differences_give_exact_zero_and_one_without_warnings():
 
 def test_the_larger_wins_and_a_tie_is_b():
     assert answers(np.array([[0.6, 0.4], [0.4, 0.6], [0.5, 0.5]])).tolist() == ["A", "B", "B"]
+
+
+def test_log_odds_keep_an_order_that_float32_probabilities_lose():
+    pairs = np.float32([[1e-9, 1], [1e-12, 1], [0, 1], [1, 0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = log_odds(pairs)
+    assert found[0] == pytest.approx(9 * np.log(10))
+    assert found[0] < found[1] < found[2] == np.inf
+    assert found[3] == -np.inf
+    # A floor of 1e-10 counts for the second and the third pair, and for the real half of the fourth.
+    np.testing.assert_allclose(log_odds(pairs, floor=1e-10) / np.log(10), [9, 10, 10, -10])
+
+
+def test_the_sigmoid_reverses_the_log_odds_and_does_not_warn():
+    values = np.array([-1e4, -30, 0, 2, 1e4])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = sigmoid(values)
+    assert found.tolist()[0::4] == [0, 1]
+    np.testing.assert_allclose(log_odds(np.stack([sigmoid(-values), found], axis=1))[1:4], values[1:4], rtol=1e-12)

@@ -1,6 +1,8 @@
 """logit_calculation.py and process_results.py as users run them."""
 
 import json
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -70,7 +72,7 @@ def test_fuse_then_tabulate(agents, tmp_path):
     assert (tmp_path / "out" / "tables" / "accuracy.md").exists()
 
 
-def test_a_cascade_goes_through_both_programs(agents, tmp_path):
+def test_an_early_exit_goes_through_both_programs(agents, tmp_path):
     """The third agent has the open images only; MoA-DF decides all of them as if it had looked at every one."""
     whole = run("logit_calculation.py", *agents, "--output_csv", tmp_path / "whole.csv")
     assert whole.returncode == 0, whole.stderr
@@ -116,7 +118,7 @@ def test_a_missing_default_names_the_command_to_run(house, program):
     found = run(program, root=house)
     assert found.returncode == 1
     assert found.stderr.count("\n") == 1
-    assert "results/internvl2.5.csv: found no such file" in found.stderr
+    assert "results/internvl2.5.csv: no such file" in found.stderr
     assert "cd internvl2.5 && sh shell/eval_deepfake.sh" in found.stderr
 
 
@@ -132,6 +134,17 @@ def test_different_images_need_partial(agents, tmp_path, program):
     assert refused.returncode == 1
     assert "lacks 5 of 100" in refused.stderr
     assert run(program, *arguments, "--partial").returncode == 0
+
+
+@pytest.mark.parametrize("program", ["logit_calculation.py", "process_results.py"])
+def test_help_and_wrong_paths_wait_for_no_heavy_import(program):
+    for arguments in (["--help"], ["no such file.csv"]):
+        command = [sys.executable, "-X", "importtime", str(ROOT / program), *arguments]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert "no such file.csv: no such file" in found.stderr or found.returncode == 0
+        modules = {line.split("|")[-1].strip() for line in found.stderr.splitlines() if line.startswith("import time:")}
+        assert "numpy" in modules
+        assert not {"pandas", "scipy", "sklearn", "matplotlib", "jinja2", "torch"} & modules
 
 
 def test_wrong_arguments_exit_with_2(agents):
@@ -197,18 +210,19 @@ def test_weights_by_hand(agents, tmp_path):
     assert "expected 3 numbers" in refused.stderr
 
 
-def test_prior_seed_and_draws(agents, tmp_path):
+def test_prior_seed_and_resamples(agents, tmp_path):
     options = ("--bootstrap", 30, "--prior", 0.5, "--seed", 7, "--output_dir", tmp_path)
     found = run("process_results.py", *agents, *options)
     assert found.returncode == 0, found.stderr
     assert "[95 % interval]" in found.stdout
     assert "real prior 50 %" in (tmp_path / "tables" / "reweighted.md").read_text()
-    assert "30 bootstrap draws (seed 7)" in (tmp_path / "report.html").read_text()
-    assert run("process_results.py", *agents, "--prior", 1.5).returncode == 2
+    assert "30 bootstrap resamples (seed 7)" in (tmp_path / "report.html").read_text()
+    for prior in (0, 1, 1.5):
+        assert run("process_results.py", *agents, "--prior", prior).returncode == 2
 
 
 @pytest.mark.slow
-def test_audit_adds_probes_and_matched_figures(agents, tmp_path):
+def test_audit_adds_baselines_and_matched_figures(agents, tmp_path):
     from PIL import Image
 
     for source, label in SOURCES.items():
@@ -228,7 +242,7 @@ def test_audit_adds_probes_and_matched_figures(agents, tmp_path):
         20,
     )
     assert found.returncode == 0, found.stderr
-    assert "probe (same): sees only size and format" in found.stdout
+    assert "meta (same): metadata-only baseline: sees size and format alone" in found.stdout
     assert max(map(len, found.stdout.split("\ntables in")[0].splitlines())) <= 100
     matched = (tmp_path / "out" / "tables" / "reweighted.md").read_text()
     assert "equal size and format" in matched
@@ -236,6 +250,76 @@ def test_audit_adds_probes_and_matched_figures(agents, tmp_path):
     refused = run("process_results.py", *agents, "--audit", "--image_root", tmp_path / "out")
     assert refused.returncode == 1
     assert "none of the 100 images" in refused.stderr
+
+
+# A metric and a rule of one's own: registered in one place, found wherever the programs show such things.
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """A function that runs a program in this process, where something may have been registered: its output."""
+
+    def run(program: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(ROOT / program), run_name="__main__")
+        out, err = capsys.readouterr()
+        assert stopped.value.code == 0, err
+        return out
+
+    return run
+
+
+def test_a_registered_metric_is_in_the_terminal_the_tables_and_the_report(agents, tmp_path, run_here):
+    from dfbench.evaluation import metrics
+
+    specificity = metrics.Metric(
+        "specificity",
+        "TNR (dummy)",
+        "Share of real images predicted real.",
+        lambda sample: metrics.ratio(sample.right_real, sample.num_real),
+        needs_both=True,
+        show="{:.3f}".format,
+    )
+    metrics.register(specificity)
+    try:
+        out = run_here("process_results.py", *agents, "--bootstrap", 20, "--output_dir", tmp_path, "--quiet")
+    finally:
+        del metrics.METRICS["specificity"]
+    # "TNR (dummy)  0.925 [0.875,0.975]  ...": shown as the record says, with bounds of the bootstrap.
+    line = next(line for line in out.splitlines() if line.startswith("TNR (dummy)"))
+    assert re.fullmatch(r"TNR \(dummy\)( +0\.\d{3} \[0\.\d{3},[01]\.\d{3}\]){3}", line)
+    tables = tmp_path / "tables"
+    assert "specificity,specificity_low,specificity_high" in (tables / "by_source.csv").read_text()
+    assert "TNR (dummy)" in (tables / "overall.md").read_text()
+    assert "TNR (dummy)" in (tables / "summary.tex").read_text()
+    report = (tmp_path / "report.html").read_text()
+    assert "<dt>TNR (dummy)</dt><dd>Share of real images predicted real.</dd>" in report
+    assert report.count("TNR (dummy)") > 2
+
+
+def test_a_registered_fusion_rule_is_a_choice_and_applies(agents, tmp_path, run_here):
+    from dfbench.fusion import rules
+
+    class Last(rules.FusionRule):
+        """What the last agent says."""
+
+        name = "last"
+
+        def apply(self, agents):
+            return agents.prob[:, -1]
+
+    rules.register(Last)
+    try:
+        out = run_here("logit_calculation.py", *agents, "--fusion", "last", "--output_csv", tmp_path / "last.csv")
+        usage = " ".join(run_here("logit_calculation.py", "--help").split())
+    finally:
+        del rules.RULES["last"]
+    assert "MoA-DF (last): " in out
+    fused, last = (read_detector(path).frame for path in (tmp_path / "last.csv", agents[-1]))
+    assert fused[["image", "answer", "prob_B"]].equals(last[["image", "answer", "prob_B"]])
+    assert json.loads((tmp_path / "last.json").read_text())["fusion"] == "last"
+    assert "last: What the last agent says." in usage
 
 
 @pytest.mark.slow

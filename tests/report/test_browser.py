@@ -132,7 +132,7 @@ def page(tmp_path_factory) -> Path:
     for image in images:
         (root / image).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).save(root / image)
-    write_report(root / "report.html", evaluate(detectors, num_draws=20, prior=0.5), image_root=root)
+    write_report(root / "report.html", evaluate(detectors, num_resamples=20, prior=0.5), image_root=root)
     return root / "report.html"
 
 

@@ -36,10 +36,10 @@ def test_mistakes_stand_by_category_and_certainty(tmp_path):
     assert found["AI-edited"][0].prob_fake == (("x", pytest.approx(0.4)),)
 
 
-def test_a_fusion_leads_and_a_probe_is_left_out(tmp_path):
+def test_a_fusion_leads_and_a_baseline_is_left_out(tmp_path):
     good, bad = {"LIVE/1.png": 0.1, "edit/1.png": 0.9}, {"LIVE/1.png": 0.1, "edit/1.png": 0.1}
-    probe = detector("probe", good, {"probe": "sees sizes"})
-    agents = [detector("bad", bad), detector("good", good), probe]
+    baseline = detector("baseline", good, {"metadata_baseline": "sees sizes"})
+    agents = [detector("bad", bad), detector("good", good), baseline]
     assert leading_detector(evaluate(agents)) == 1
     assert worst_mistakes(evaluate(agents), tmp_path) == {}
     fused = [*agents, detector("MoA-DF", bad, {"fusion": "mean_prob"})]

@@ -11,11 +11,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from dfbench.evaluation import tables
 from dfbench.evaluation.evaluate import evaluate
-from dfbench.evaluation.shortcut_audit import MATCHED, audit
+from dfbench.evaluation.metrics import METRICS
+from dfbench.evaluation.shortcut_audit import audit
 from dfbench.features.plots import build_feature_report
-from dfbench.predictions.reader import Detector, join
-from dfbench.report.page import audit_words, flatten, headline, renew_features, write_report
+from dfbench.predictions.join import join
+from dfbench.predictions.reader import Detector
+from dfbench.report.page import audit_words, flatten, glossary, headline, renew_features, write_report
 
 SOURCES = {"Flick8k": "A", "LIVE": "A", "edit": "B", "Kolors": "B", "NOVA": "B"}
 
@@ -88,7 +91,7 @@ def page_of(tmp_path: Path, evaluation, **options) -> tuple[str, Page]:
 
 
 def test_a_page_has_every_section_and_nothing_from_the_network(tmp_path):
-    html, page = page_of(tmp_path, evaluate(detectors(), num_draws=20, prior=0.5))
+    html, page = page_of(tmp_path, evaluate(detectors(), num_resamples=20, prior=0.5))
     assert html.startswith("<!DOCTYPE html>")
     assert page.open == []
     ids = ["headline", "sources", "categories", "generators", "scores", "agreement", "mistakes", "files", "terms"]
@@ -120,7 +123,7 @@ def test_every_cell_of_every_table_is_there(tmp_path):
         assert page.text.count(name) > 5
     overall = evaluation.scores.iloc[-1]
     assert f"{100 * overall['auroc']:.2f}" in page.text
-    assert f"{100 * evaluation.evasion['mean'][0]:.2f}" in page.text
+    assert f"{100 * evaluation.false_negatives['mean'][0]:.2f}" in page.text
 
 
 def test_hostile_names_and_metadata_stay_text(tmp_path):
@@ -132,6 +135,31 @@ def test_hostile_names_and_metadata_stay_text(tmp_path):
     assert "onerror" not in " ".join(name for _, attributes in page.tags for name in attributes)
     assert page.text.count(hostile) > 10
     assert "49" not in re.findall(r"</style>(\S+)", page.text)
+
+
+def test_the_glossary_explains_what_the_page_shows(tmp_path):
+    evaluation = evaluate(detectors(), num_resamples=20)
+    terms = dict(glossary(evaluation))
+    assert terms["AUROC"] == METRICS["auroc"].definition
+    assert {"Intervals", "Brier score", "False-negative rate", "McNemar p", "Both wrong", "–"} < terms.keys()
+    assert (
+        "Wilson's score interval: accuracy and false-negative rate. All others: percentiles of 20" in terms["Intervals"]
+    )
+    assert "McNemar p" not in dict(glossary(evaluate(detectors(("x",)))))
+    _, page = page_of(tmp_path, evaluation)
+    assert all(text in page.text for term in terms.items() for text in term)
+
+
+def test_a_registered_table_stands_in_its_section(tmp_path, monkeypatch):
+    monkeypatch.setattr("dfbench.evaluation.tables.TABLES", known := dict(tables.TABLES))
+    monkeypatch.setattr("dfbench.report.page.TABLES", known)
+    content = {"header": ["name", "n"], "rows": [["dummy cell", "1"]], "frame": pd.DataFrame()}
+    tables.register("dummy", "A dummy table", "scores", terms=(("Dummy term", "Explained."),))(lambda _: content)
+    html, _ = page_of(tmp_path, evaluate(detectors()))
+    section = html.partition('<section id="scores">')[2].partition("</section>")[0]
+    assert "A dummy table" in section
+    assert "dummy cell" in section
+    assert "<dt>Dummy term</dt><dd>Explained.</dd>" in html
 
 
 def test_stand_ins_carry_a_banner(tmp_path):
@@ -171,7 +199,7 @@ def test_a_perfect_detector_makes_no_mistakes(tmp_path):
     found = detectors(("x",))
     found[0].frame["prob_B"] = np.where(found[0].frame["label"] == "B", 1, 0).astype(np.float32)
     found[0].frame["prob_A"] = 1 - found[0].frame["prob_B"]
-    _, page = page_of(tmp_path, evaluate(found, num_draws=5))
+    _, page = page_of(tmp_path, evaluate(found, num_resamples=5))
     assert "x makes none." in page.text
 
 
@@ -203,17 +231,17 @@ def test_the_audit_is_put_into_words(tmp_path):
         path = tmp_path / row.image
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (64 if row.label == "B" or row.Index % 2 else 32, 48)).save(path)
-    facts = audit(join(found), [detector.name for detector in found], image_root=tmp_path)
-    evaluation = evaluate([*found, *facts.probes], weightings={MATCHED: facts.weights})
-    words = audit_words(evaluation, facts)
+    metadata = audit(join(found), image_root=tmp_path)
+    evaluation = evaluate(found, audit=metadata)
+    words = audit_words(evaluation)
     assert len(words) == 2 + 3 + 1
     assert words[0].endswith("on other images of sources it was fitted on; 50 % is chance.")
     assert words[-1].startswith("The latter rests on 20 pairs")
-    _, page = page_of(tmp_path, evaluation, found=facts)
+    _, page = page_of(tmp_path, evaluation)
     assert "Bias audit" in page.text
-    assert "probe (same)" not in [card.detector for card in headline(evaluation)]
-    facts.num_pairs = 0
-    assert "No real and fake image share" in audit_words(evaluate([*found, *facts.probes]), facts)[-1]
+    assert "meta (same)" not in [card.detector for card in headline(evaluation)]
+    metadata.num_pairs = 0
+    assert "No real and fake image share" in audit_words(evaluate(found, audit=metadata))[-1]
 
 
 def write_features(folder, seed: int):

@@ -128,7 +128,7 @@ def test_a_start_that_failed_does_not_block_the_next(run, output, tmp_path):
 def test_an_output_that_is_no_csv(run, output, name):
     finished = run("--output_csv", output.parent / name if name else "")
     assert finished.status == 1
-    assert "expected a name that ends in .csv; name another --output_csv" in finished.err
+    assert "expected a name that ends in .csv. Name another --output_csv" in finished.err
 
 
 def test_an_output_in_the_place_of_something_else(run, output, photo_set, write_rows):
@@ -136,20 +136,18 @@ def test_an_output_in_the_place_of_something_else(run, output, photo_set, write_
     output.parent.mkdir()
     rows = write_rows(output.parent / "test.json", photo_set.samples)
     before = rows.read_bytes()
-    assert (
-        "found a file that is read as well" in run("--dataset_path", rows, "--output_csv", rows.with_suffix(".csv")).err
-    )
+    assert "this file is read as well" in run("--dataset_path", rows, "--output_csv", rows.with_suffix(".csv")).err
     other = output.parent / "agent.json"
     other.write_text('{"mine": 1}')
-    assert "agent.json: found a file that no run wrote" in run().err
+    assert "agent.json: no run wrote this file" in run().err
     assert (rows.read_bytes(), other.read_text()) == (before, '{"mine": 1}')
 
 
 def test_a_folder_as_output_and_a_file_as_folder(run, output, tmp_path):
     output.mkdir(parents=True)
-    assert "found a folder" in run().err
+    assert "this is a folder" in run().err
     (tmp_path / "file").write_text("")
-    assert "expected a folder to write to" in run("--output_csv", tmp_path / "file" / "a.csv").err
+    assert "this folder cannot be made" in run("--output_csv", tmp_path / "file" / "a.csv").err
 
 
 def test_questions_count_up_to_a_bound():
