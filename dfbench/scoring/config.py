@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfbench.data.json_rows import iter_rows
+from dfbench.data.annotations import iter_rows
 from dfbench.errors import InputError, OptionError
 from dfbench.models.checkpoints import read_adapter_config
 from dfbench.models.registry import ENGINES, check_checkpoint
