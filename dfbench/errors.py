@@ -8,11 +8,8 @@ class InputError(Exception):
     what to do. Programs print it as one line and exit with status 1 (see `dfbench.cli.run`).
     """
 
-    def __init__(self, message: object, *, found: str = "", expected: str = "", remedy: str = "") -> None:
-        self.where, self.found, self.expected, self.remedy = str(message), found, expected, remedy
-        if found:
-            message = f"{message}: found {found}; expected {expected}; {remedy}"
-        super().__init__(" ".join(str(message).split()))
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
 
 
 class OptionError(InputError):

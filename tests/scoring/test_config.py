@@ -58,7 +58,7 @@ def test_a_fourth_agent_is_one_record(monkeypatch, evaluate, fake_model, photo_s
     record = Agent("mine", "Mine", "internvl", "me/mine", "train.json", "test.json", "python evaluate_logit.py")
     monkeypatch.setitem(AGENTS, "mine", record)
     paths = ["--model_path", tmp_path, "--image_root", photo_set.root, "--output_csv", tmp_path / "mine.csv"]
-    assert "mine/test.json: found no such file" in evaluate(*paths, agent="mine").err
+    assert "mine/test.json: no such annotation file" in evaluate(*paths, agent="mine").err
     assert evaluate(*paths, "--dataset_path", photo_set.messages, agent="mine").status == 0
 
 
@@ -73,7 +73,7 @@ def test_a_good_config_passes(config):
     ("field", "message"),
     [
         ("model", "nowhere: no such folder"),
-        ("annotations", "nowhere: found no such file"),
+        ("annotations", "nowhere: no such annotation file"),
         ("image_root", "nowhere: no such folder"),
         ("adapter", "nowhere"),
     ],

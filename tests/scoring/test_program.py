@@ -217,7 +217,7 @@ def test_a_gpu_that_is_not_there(evaluate, fake_model, usual):
 
 def test_a_missing_annotation_file(evaluate, fake_model, usual, tmp_path):
     error = one_error(evaluate(*usual, "--dataset_path", tmp_path / "none.json"))
-    assert "none.json: found no such file" in error
+    assert "none.json: no such annotation file" in error
 
 
 BAD_ANNOTATIONS = {
@@ -228,7 +228,7 @@ BAD_ANNOTATIONS = {
     "label C": (
         '[{"images": "a.jpg", "messages": [{"role": "user", "content": "Real?"},'
         ' {"role": "assistant", "content": "C"}]}]',
-        "row 1.*label 'C'; expected A",
+        "row 1: the label is 'C'; expected A",
     ),
 }
 
