@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from dfbench import cli
+from dfbench.benchmarks import scoring as benchmark
 from dfbench.data.annotations import Sample
 from dfbench.demo.tiny_models import make_tiny_models
 from dfbench.errors import OptionError
 from dfbench.models.base import Scorer
 from dfbench.models.registry import load_prompt, scorer_of
-from dfbench.scoring import benchmark
 from dfbench.scoring.batching import Plan, make_plan, measure_sizes
 from dfbench.scoring.engine import Outcome
 

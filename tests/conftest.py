@@ -12,11 +12,9 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from dfbench.data.annotations import Sample
+from dfbench.data.annotations import QUESTION, Sample
 from dfbench.data.sources import CATALOGUE, source_of
 from dfbench.models.registry import AGENTS
-
-QUESTION = "Is this a real image or a generated image? A: 'real' or B: 'generated'. Just answer with A or B."
 
 
 @pytest.hookimpl(tryfirst=True)

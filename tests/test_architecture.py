@@ -28,6 +28,7 @@ ORDER = (
     "features",
     "report",
     "demo",
+    "benchmarks",
 )
 """A folder imports from itself and from those before it. The modules beside the folders come before all of them."""
 

@@ -25,6 +25,10 @@ from dfbench.data.sources import LABELS, source_of
 from dfbench.errors import InputError, shorten
 from dfbench.io import atomic_write
 
+QUESTION = "Is this a real image or a generated image? A: 'real' or B: 'generated'. Just answer with A or B."
+"""A question in the words of DFBench, for images without annotations. The released rows bring their own wording, which
+training and scoring read from there."""
+
 _CHUNK = 1 << 20
 _LONGEST_ROW = 16 << 20
 _WHITESPACE = " \t\r\n"

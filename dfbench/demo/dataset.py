@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dfbench.data.annotations import QUESTION
 from dfbench.data.sources import DEMO, FAKE, REAL, Source
 from dfbench.demo.generators import Generators, reproducible
 from dfbench.demo.photos import Regions, blur, jpeg, load_regions, noise
 from dfbench.io import write_bytes
-
-QUESTION = "Is this a real image or a generated image? A: 'real' or B: 'generated'. Just answer with A or B."
 
 NUM_IMAGES = {"train": {REAL: 144, FAKE: 180}, "test": {REAL: 40, FAKE: 50}}
 """Images of each source, by split and label: five real and four fake sources give 720 + 720 and 200 + 200 images.

@@ -37,7 +37,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from dfbench.demo.dataset import QUESTION
+from dfbench.data.annotations import QUESTION
 from dfbench.models import internvl, qwen2_5_vl
 from dfbench.models.registry import AGENTS
 

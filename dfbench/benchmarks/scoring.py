@@ -24,15 +24,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from dfbench.data.annotations import Sample
+from dfbench.data.annotations import QUESTION, Sample
 from dfbench.models.base import ModelInputs, Prompt, Scorer
 from dfbench.parallel import available_cores
 from dfbench.predictions.writer import RecordWriter
 from dfbench.scoring.batching import Plan
 from dfbench.scoring.engine import Outcome, score_batches
 from dfbench.scoring.loader import Preparation, load_batches
-
-QUESTION = "<image>Is this a real image or a generated image? A: 'real' or B: 'generated'. Just answer with A or B."
 
 
 def _internvl(hidden: int, mlp: int, layers: int, kv_heads: int, vocabulary: int) -> dict[str, Any]:
@@ -101,7 +99,7 @@ def write_images(folder: Path, count: int, *, mixed: bool) -> list[Sample]:
     # Pillow resizes and compresses outside the interpreter's lock, so that threads are enough.
     with ThreadPoolExecutor(available_cores()) as pool:
         list(pool.map(_write_image, [folder / name for name in names], range(count), sizes))
-    return [Sample(name, "AB"[number % 2], QUESTION) for number, name in enumerate(names)]
+    return [Sample(name, "AB"[number % 2], f"<image>{QUESTION}") for number, name in enumerate(names)]
 
 
 def _write_image(path: Path, seed: int, size: tuple[int, int]) -> None:
@@ -153,14 +151,14 @@ def upstream_seconds(model: PreTrainedModel, prompt: Prompt, path: Path, device:
         rgb = image.convert("RGB")
     if model.config.model_type == "qwen2_5_vl":
         processor = AutoProcessor.from_pretrained(prompt.checkpoint)
-        text = prompt.text(QUESTION, 1)
+        text = prompt.text(f"<image>{QUESTION}", 1)
 
         def call() -> object:
             inputs = processor(text=[text], images=[rgb], return_tensors="pt").to(device)
             return model.generate(**inputs, max_new_tokens=1, do_sample=False, output_logits=True)
 
         return median_seconds(call, device)
-    inputs = single_inputs(prompt, prompt.prepare(QUESTION, rgb), device, model.dtype)
+    inputs = single_inputs(prompt, prompt.prepare(f"<image>{QUESTION}", rgb), device, model.dtype)
     return median_seconds(lambda: model(**inputs).logits, device)
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from dfbench.benchmarks import scoring as benchmark
 from dfbench.models.registry import AGENTS
-from dfbench.scoring import benchmark
 
 
 def test_images_are_made_once_and_always_the_same(tmp_path: Path) -> None:
