@@ -10,138 +10,175 @@ MFU is the share of the floating-point operations of the upstream way's prefill 
 done in the same time; savings count as speed.
 """
 
-import json
+import copy
+import logging
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoProcessor, PreTrainedModel
 
+from dfbench.benchmarks.workload import (
+    give_real_shape,
+    matrix_rate,
+    median_seconds,
+    prefill_flops,
+    random_model,
+    write_images,
+)
 from dfbench.data.annotations import QUESTION, Sample
+from dfbench.demo.tiny_models import make_tiny_models
+from dfbench.errors import OptionError
 from dfbench.models.base import ModelInputs, Prompt, Scorer
-from dfbench.parallel import available_cores
+from dfbench.models.registry import load_prompt, scorer_of
 from dfbench.predictions.writer import RecordWriter
-from dfbench.scoring.batching import Plan
+from dfbench.scoring.batching import Plan, make_plan, measure_sizes
 from dfbench.scoring.engine import Outcome, score_batches
 from dfbench.scoring.loader import Preparation, load_batches
 
-
-def _internvl(hidden: int, mlp: int, layers: int, kv_heads: int, vocabulary: int) -> dict[str, Any]:
-    """A language model like Llama's, with heads of 128, behind InternViT-300M."""
-    text = dict(hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=hidden // 128)
-    text |= dict(num_key_value_heads=kv_heads, head_dim=128, vocab_size=vocabulary, max_position_embeddings=32768)
-    vision = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
-    vision |= dict(image_size=[448, 448], patch_size=[14, 14])
-    return {"text_config": text, "vision_config": vision, "image_seq_length": 256}
-
-
-REAL_SHAPES: dict[str, dict[str, Any]] = {
-    "qwen2.5": {
-        "text_config": dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28)
-        | dict(num_key_value_heads=4, max_position_embeddings=128000, layer_types=["full_attention"] * 28)
-        | dict(rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}),
-        "vision_config": dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=3584)
-        | dict(fullatt_block_indexes=[7, 15, 23, 31]),
-    },
-    "internvl2.5": _internvl(hidden=4096, mlp=14336, layers=32, kv_heads=8, vocabulary=92553),
-    "internvl3": _internvl(hidden=4096, mlp=10240, layers=48, kv_heads=2, vocabulary=128142),
-}
-"""Sizes of each agent's real model (`dfbench.models.registry.AGENTS`), over the config of a tiny one of its family."""
+HEADER = ("model", "way", "images/s", "MFU", "GPU waits", "peak memory", "|dP(A)| largest / mean")
+"""P(A) deviates from float32's, one image at a time; with fp8 the deviation from the row above is given as well."""
 
 NUM_HEADS = 64
 """Output heads over which P(A) is compared: one alone would see one direction of the errors, which images share."""
 
-MIXED_SIZES = ((1024, 1024, 360), (512, 512, 80), (384, 384, 40), (512, 384, 45), (640, 333, 20))
-"""(width, height, thousands of images): DFBench's proportions."""
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """The options of `scripts/benchmark_scoring.py`, see there."""
+
+    models: list[str]
+    images: int
+    mixed: bool
+    tiny: bool
+    token_budget: int
+    workers: int
+    check: int
+    eager: bool
+    fp8: bool
+    no_upstream: bool
+    device: str | None
+    folder: Path
+
+    @property
+    def chosen_device(self) -> str:
+        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.chosen_device.startswith("cuda")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.on_gpu else torch.float32
+
+    @property
+    def compiled(self) -> bool:
+        return self.on_gpu and not self.eager
 
 
-def give_real_shape(name: str, folder: Path) -> None:
-    """Rewrite a tiny checkpoint folder's config to the real model's sizes; its weights, which no longer fit, go."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    for part, sizes in REAL_SHAPES[name].items():
-        config[part] = config[part] | sizes if isinstance(sizes, dict) else sizes
-    path.write_text(json.dumps(config))
-    for weights in folder.glob("*.safetensors"):
-        weights.unlink()
+def run(config: BenchmarkConfig) -> None:
+    """Print the table, a row for each model and way. Raises OptionError for what the machine cannot do."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    if config.on_gpu:
+        torch.cuda.set_device(torch.device(config.chosen_device).index or 0)
+    elif config.fp8:
+        raise OptionError("--fp8 needs a GPU.")
+    rate = matrix_rate(config.chosen_device, config.dtype, 8192 if config.on_gpu else 1024)
+    name = torch.cuda.get_device_name() if config.on_gpu else "CPU"
+    print(f"{name}, {config.dtype}, matrix product {rate / 1e12:.3g} TFLOP/s, torch {torch.__version__}\n")
+    print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}", flush=True)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    make_tiny_models(config.folder, seed=0)
+    samples = write_images(config.folder, config.images, mixed=config.mixed)
+    for model in config.models:
+        measure(model, config, samples, rate)
 
 
-def random_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of the folder's config with random weights, made on the device."""
-    config = AutoConfig.from_pretrained(folder)
-    torch.manual_seed(0)
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
-    finally:
-        torch.set_default_dtype(previous)
-    return model.to(dtype).eval().requires_grad_(False)
+def measure(name: str, config: BenchmarkConfig, samples: list[Sample], rate: float) -> None:
+    """Rows of one model. rate: FLOP/s of a large matrix product."""
+    folder, device = config.folder / name, config.chosen_device
+    if not config.tiny:
+        give_real_shape(name, folder)
+    prompt = load_prompt(folder)
+    model = random_model(folder, device, config.dtype)
+    sizes = measure_sizes(samples, config.folder, prompt)
+    flops = sum(prefill_flops(model, size.tokens + len(prompt.prefix), size.vision) for size in sizes)
+    ideal = flops / len(sizes) / rate
+
+    plan = make_plan(samples, sizes, token_budget=config.token_budget, batch_size=None)
+    checked = []
+    for sample in list(chain.from_iterable(batch.samples for batch in plan.batches))[: config.check]:
+        with Image.open(config.folder / sample.image) as image:
+            checked.append(prompt.prepare(sample.question, image.convert("RGB")))
+    exact_states = last_states(copy.deepcopy(model).float(), prompt, checked, device)
+    heads = spread_heads(exact_states, config.dtype)
+    exact = answers(exact_states, heads.float())
+    states = last_states(model, prompt, checked, device)
+    single = deviation(answers(states, heads), exact)
+    if config.no_upstream:
+        row(name, "transformers, one at a time", None, ideal, None, single)
+    else:
+        speed = 1 / upstream_seconds(model, prompt, config.folder / samples[0].image, device)
+        row(name, "upstream, one at a time", speed, ideal, None, single)
+
+    if config.workers:
+        speed = preparation_rate(plan, config.folder, prompt, config.workers, compiled=config.compiled)
+        row(name, f"images alone, {config.workers} processes", speed, None, None, "-")
+    scorer = scorer_of(model, prompt, compiled=config.compiled)
+    packed = f"packing efficiency {plan.packing_efficiency:.1%}"
+    print(f"  {len(plan.batches)} batches of {plan.shape}, {packed}", file=sys.stderr, flush=True)
+    outcome, found = end_to_end(name, config, plan, scorer, heads)
+    way = "packed, compiled" if config.compiled else "packed"
+    row(name, way, outcome.images_per_second, ideal, outcome, deviation(found, exact))
+    if config.fp8:
+        scorer.quantize()
+        outcome, found_fp8 = end_to_end(name, config, plan, scorer, heads)
+        deviations = f"{deviation(found_fp8, exact)}; from bfloat16 {deviation(found_fp8, found)}"
+        row(name, way.replace("packed", "packed, fp8"), outcome.images_per_second, ideal, outcome, deviations)
 
 
-def write_images(folder: Path, count: int, *, mixed: bool) -> list[Sample]:
-    """JPEGs of smooth noise, all 1024x1024 or `mixed` in DFBench's proportions; made once, reused after that."""
-    sizes = [(1024, 1024)] * count
-    if mixed:
-        weights = np.array([weight for *_, weight in MIXED_SIZES], dtype=float)
-        chosen = np.random.default_rng(0).choice(len(MIXED_SIZES), count, p=weights / weights.sum())
-        sizes = [MIXED_SIZES[index][:2] for index in chosen]
-    names = [f"DFBench/{'mixed' if mixed else 'square'}/{number:06}.jpg" for number in range(count)]
-    (folder / names[0]).parent.mkdir(parents=True, exist_ok=True)
-    # Pillow resizes and compresses outside the interpreter's lock, so that threads are enough.
-    with ThreadPoolExecutor(available_cores()) as pool:
-        list(pool.map(_write_image, [folder / name for name in names], range(count), sizes))
-    return [Sample(name, "AB"[number % 2], f"<image>{QUESTION}") for number, name in enumerate(names)]
-
-
-def _write_image(path: Path, seed: int, size: tuple[int, int]) -> None:
-    if path.exists():
-        return
-    noise = np.random.default_rng(seed).integers(0, 256, (size[1] // 8, size[0] // 8, 3), dtype=np.uint8)
-    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
-
-
-def matrix_rate(device: str, dtype: torch.dtype, size: int = 8192) -> float:
-    """FLOP/s of a large square matrix product on random data: the ceiling that MFU is measured against."""
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / median_seconds(lambda: left @ right, device, repeats=20)
-
-
-def median_seconds(call: Callable[[], object], device: str, *, repeats: int = 5, warm_up: int = 2) -> float:
-    """Median wall time of a call, the device's queue drained before and after."""
-    seconds = []
-    for _ in range(warm_up + repeats):
-        began = time.perf_counter()
-        call()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return float(np.median(seconds[warm_up:]))
-
-
-def prefill_flops(model: PreTrainedModel, tokens: int, vision: int) -> float:
-    """Floating-point operations of one prompt's prefill: two a weight and token, and the attention products.
-
-    tokens: of the whole prompt. vision: tiles (InternVL) or patches (Qwen2.5-VL, whose windows are neglected).
+def end_to_end(name: str, config: BenchmarkConfig, plan: Plan, scorer: Scorer, heads: Tensor) -> tuple[Outcome, Tensor]:
+    """One whole run, after one over the checked images that compiles, and P(A) of the checked images under each of the
+    heads.
     """
-    text = model.config.text_config
-    layers = sum(parameter.numel() for parameter in model.model.language_model.layers.parameters())
-    language = 2 * layers * tokens + 2 * tokens**2 * text.hidden_size * text.num_hidden_layers
-    config = model.config.vision_config
-    if model.config.model_type == "qwen2_5_vl":
-        own = 2 * sum(parameter.numel() for parameter in model.model.visual.parameters()) * vision
-        return language + own + 4 * len(config.fullatt_block_indexes) * vision**2 * config.hidden_size
-    per_tile = (config.image_size[0] // config.patch_size[0]) ** 2 + 1
-    own = 2 * sum(parameter.numel() for parameter in model.model.vision_tower.parameters()) * per_tile
-    return language + vision * (own + 4 * config.num_hidden_layers * per_tile**2 * config.hidden_size)
+    csv = config.folder / f"{name}.csv"
+    sizes = [len(batch.samples) for batch in plan.batches]
+    needed = next((count for count, total in enumerate(accumulate(sizes), 1) if total >= config.check), None)
+    for batches in (slice(needed and max(2, needed)), slice(None)):
+        csv.unlink(missing_ok=True)
+        if config.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        with recorded_states(scorer) as states:
+            outcome = run_packed(
+                scorer,
+                plan,
+                config.folder,
+                csv,
+                workers=config.workers,
+                compiled=config.compiled,
+                batches=batches,
+            )
+    states = torch.cat([state[:size] for state, size in zip(states, sizes, strict=True)])[: config.check]
+    return outcome, answers(states, heads)
+
+
+def row(
+    model: str, way: str, speed: float | None, ideal: float | None, outcome: Outcome | None, deviation: object
+) -> None:
+    """ideal: seconds an image at the matrix product's rate; None for work that is not the GPU's."""
+    memory = f"{torch.cuda.max_memory_allocated() / 2**30:.0f} GiB" if torch.cuda.is_available() else "-"
+    waits = f"{outcome.wait_share:.1%}" if outcome else "-"
+    shown = f"{speed:.1f}" if speed else "-", f"{speed * ideal:.0%}" if speed and ideal else "-"
+    print(f"| {' | '.join((model, way, *shown, waits, memory, str(deviation)))} |", flush=True)
 
 
 @torch.inference_mode()

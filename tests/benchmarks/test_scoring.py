@@ -8,28 +8,29 @@ import torch
 from PIL import Image
 
 from dfbench.benchmarks import scoring as benchmark
+from dfbench.benchmarks import workload
 from dfbench.models.registry import AGENTS
 
 
 def test_images_are_made_once_and_always_the_same(tmp_path: Path) -> None:
-    samples = benchmark.write_images(tmp_path / "a", 30, mixed=True)
-    again = benchmark.write_images(tmp_path / "b", 30, mixed=True)
+    samples = workload.write_images(tmp_path / "a", 30, mixed=True)
+    again = workload.write_images(tmp_path / "b", 30, mixed=True)
     assert samples == again
     assert len({sample.image for sample in samples}) == 30
     for sample in samples:
         assert (tmp_path / "a" / sample.image).read_bytes() == (tmp_path / "b" / sample.image).read_bytes()
     written = (tmp_path / "a" / samples[0].image).stat().st_mtime_ns
-    benchmark.write_images(tmp_path / "a", 30, mixed=True)
+    workload.write_images(tmp_path / "a", 30, mixed=True)
     assert (tmp_path / "a" / samples[0].image).stat().st_mtime_ns == written
 
 
 def test_mixed_images_have_the_sizes_of_the_dataset(tmp_path: Path) -> None:
     sizes = set()
-    for sample in benchmark.write_images(tmp_path, 40, mixed=True):
+    for sample in workload.write_images(tmp_path, 40, mixed=True):
         with Image.open(tmp_path / sample.image) as image:
             sizes.add(image.size)
     assert len(sizes) > 1
-    assert sizes <= {(width, height) for width, height, _ in benchmark.MIXED_SIZES}
+    assert sizes <= {(width, height) for width, height, _ in workload.MIXED_SIZES}
 
 
 def test_heads_spread_the_answers() -> None:
@@ -58,10 +59,10 @@ def test_deviation_is_the_largest_and_the_mean() -> None:
 
 
 def test_every_agent_has_its_real_shape(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    assert benchmark.REAL_SHAPES.keys() == AGENTS.keys()
+    assert workload.REAL_SHAPES.keys() == AGENTS.keys()
     # Parameters of the released checkpoints: Qwen2.5-VL-7B, InternVL2_5-8B, InternVL3-9B.
     for name, billions in {"qwen2.5": 8.29, "internvl2.5": 8.08, "internvl3": 9.14}.items():
         folder = shutil.copytree(checkpoints[name], tmp_path / name)
-        benchmark.give_real_shape(name, folder)
-        model = benchmark.random_model(folder, "meta", torch.bfloat16)
+        workload.give_real_shape(name, folder)
+        model = workload.random_model(folder, "meta", torch.bfloat16)
         assert sum(parameter.numel() for parameter in model.parameters()) / 1e9 == pytest.approx(billions, abs=5e-3)
