@@ -166,8 +166,7 @@ def draw_image(seed: int, width: int, height: int, mode: str = "RGB") -> Image.I
     pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
     pixels = (pixels + rng.integers(-12, 13, pixels.shape)).clip(0, 255).astype(np.uint8)
     if mode == "I;16":
-        # Not the whole range: Pillow's conversion to RGB cuts off at 255, which would leave a white image.
-        return Image.fromarray(pixels[:, :, 0].astype(np.uint16))
+        return Image.fromarray(pixels[:, :, 0].astype(np.uint16) << 8)
     image = Image.fromarray(pixels, "RGBA")
     return image if mode == "RGBA" else image.convert(mode) if mode == "LA" else image.convert("RGB").convert(mode)
 

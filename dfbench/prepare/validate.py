@@ -98,7 +98,7 @@ def _fault(
     if not is_safe_target(image):
         if is_junk(image) or image.lower().endswith(_TEXT_SUFFIXES):
             return Reason.JUNK, "no image, by its name"
-        return Reason.UNSAFE, "not the path of an image below DFBench/SOURCE/"
+        return Reason.UNSAFE, f"not the path of an image ({' '.join(sorted(IMAGE_SUFFIXES))}) below DFBench/SOURCE/"
     if not label or contradicts_catalogue(sample.source, label):
         return Reason.MISLABELLED, f"label {label or 'missing'}, where {known.label if known else 'A or B'} is right"
     if label_of.get(image, label) != label:

@@ -28,10 +28,10 @@ def test_sources_are_the_folders_of_dfbench(tmp_path: Path) -> None:
 
 
 def test_without_dfbench_any_folder_of_images_will_do(tmp_path: Path) -> None:
-    touch(tmp_path, "cats/a.png", "cats/2024/b.webp", "dogs/c.tif", "loose.jpeg")
+    touch(tmp_path, "cats/a.png", "cats/2024/b.webp", "dogs/c.png", "loose.jpeg")
     assert find_images(tmp_path) == {
         "cats": ["cats/2024/b.webp", "cats/a.png"],
-        "dogs": ["dogs/c.tif"],
+        "dogs": ["dogs/c.png"],
         "images": ["loose.jpeg"],
     }
 
