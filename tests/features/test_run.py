@@ -75,6 +75,14 @@ def test_resume_from_any_byte(root: Path, tmp_path: Path, kept: int | None) -> N
     assert contents(tmp_path / "part") == whole
 
 
+def test_a_pipe_and_a_link_to_nothing_are_errors_of_their_rows(root: Path, tmp_path: Path) -> None:
+    os.mkfifo(root / "many/pipe.png")
+    (root / "many/gone.png").symlink_to(tmp_path / "no such file")
+    assert measure(root, tmp_path / "out").num_errors == 3 + 2
+    errors = (tmp_path / "out" / "many.errors.csv").read_text().splitlines()
+    assert {"many/gone.png,file is missing", "many/pipe.png,is no regular file"} < set(errors)
+
+
 def test_a_mangled_row_is_measured_again(root: Path, tmp_path: Path) -> None:
     measure(root, tmp_path / "out")
     whole = contents(tmp_path / "out")
