@@ -121,6 +121,8 @@ def describe(report: Report) -> str:
     lines += [f"{name}: {text}" for name, text in LEGEND.items() if any(numbers[name] for numbers in counts.values())]
     lines += ["", *_describe_faults(release), *map(_describe_file, release)]
     lines += [f"no {name} annotations were found" for name in _absent_splits(release)]
+    empty = "no row of use, so nothing is written; clean files of an earlier run are left as they were"
+    lines += [f"{file.path}: {empty}" for file in report.files if not file.row_of]
     lines += [f"{archive.path}: {archive.error}" for archive in report.archives if archive.error]
     first = {file.split: file for file in release}
     for file in report.files:
@@ -214,9 +216,9 @@ def _as_json(report: Report) -> dict[str, Any]:
 
 
 def check_complete(report: Report, *, allowed_absent: int, where: object) -> None:
-    """Raise InputError unless every annotated row that can be whole is, in both splits. where: see there for the rows.
+    """Raise InputError unless every annotated row that can be whole is, and both splits have some.
 
-    allowed_absent: how many images may be absent from archives that were read whole.
+    where: see there for the rows. allowed_absent: how many images may be absent from archives that were read whole.
     """
     counts = max((_count_faults(release) for release in report.releases), key=Counter.total)
     absent = counts.pop(Reason.ABSENT, 0)
@@ -228,6 +230,14 @@ def check_complete(report: Report, *, allowed_absent: int, where: object) -> Non
     if counts.total():
         found = ", ".join(f"{number:,} {reason}" for reason, number in counts.most_common())
         raise InputError(f"{where}: annotated rows have no usable image or label ({found}). {remedy}.")
+    for file in report.files:
+        if not file.row_of:
+            reasons = Counter(row.reason for row in file.left_out)
+            left_out = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common())
+            raise InputError(
+                f"{file.path}: no row of use among {file.num_rows:,}{f' ({left_out})' * bool(left_out)}. Download the "
+                "annotations again, or name other --sources."
+            )
     if absent_splits := _absent_splits(report.releases[0]):
         raise InputError(
             f"{where}: there are no released {' or '.join(absent_splits)} annotations. Add --download, or put "
