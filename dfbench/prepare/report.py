@@ -1,16 +1,16 @@
 """What a preparation found: the table by source, `prepare_report.json`, the list of rows left out, and the verdict."""
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from dfbench.data.sources import CATALOGUE, DFBENCH, NUM_TEST, NUM_TRAIN, source_of
 from dfbench.data.splits import TEST, TRAIN
 from dfbench.errors import InputError
-from dfbench.io import atomic_write, write_json
+from dfbench.io import csv_text, write_json, write_text
 from dfbench.prepare.reasons import Reason
 from dfbench.prepare.validate import AnnotationFile
 from dfbench.prepare.zips import Archive
@@ -169,12 +169,13 @@ def write_report(report: Report, folder: Path) -> Path:
     The same state of archives, images and annotations gives the same files, however many runs it took.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / LEFT_OUT_NAME) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("file", "row", "image", "source", "reason", "detail"))
-        for each in report.files:
-            for row in each.left_out:
-                writer.writerow((each.path, row.row, row.image, source_of(row.image), row.reason, row.detail))
+    header = ("file", "row", "image", "source", "reason", "detail")
+    rows = (
+        (str(file.path), str(row.row), row.image, source_of(row.image), str(row.reason), row.detail)
+        for file in report.files
+        for row in file.left_out
+    )
+    write_text(folder / LEFT_OUT_NAME, csv_text(chain([header], rows)))
     return write_json(folder / REPORT_NAME, _as_json(report))
 
 
