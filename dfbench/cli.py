@@ -1,11 +1,14 @@
-"""What every program shares: option spelling, exit status, one-line errors."""
+"""What every program shares: option spelling, exit status, one-line errors, and what reaches the terminal."""
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from typing import Any, TextIO
 
-from dfbench.errors import InputError, OptionError
+from dfbench.errors import InputError, OptionError, plain
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -64,24 +67,90 @@ def run(main: Callable[[], None]) -> int:
     """Run a program and return its exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted.
 
     Only the user's and the machine's faults (`InputError`, `OSError`) become one line on stderr; anything else is our
-    own bug and keeps its traceback.
+    own bug and keeps its traceback. Names and cells of files reach the terminal without control characters, and a
+    program whose output nobody reads any more goes on to write its files (see `_Output`).
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a letter is no reason to stop
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("dfbench").setLevel(logging.INFO)  # libraries may warn, no more
+    out, err = _Output(sys.stdout, show=plain), _Output(sys.stderr)
+    with redirect_stdout(out), redirect_stderr(err):
+        handler = logging.StreamHandler()
+        handler.setFormatter(_PlainFormatter())
+        logging.basicConfig(handlers=[handler])
+        logging.getLogger("dfbench").setLevel(logging.INFO)  # libraries may warn, no more
+        try:
+            status = _status(main)
+            out.flush()
+            if out.error and status == 0:
+                status = _complain(f"standard output: {out.error.strerror}. {_ADVICE}")
+            return status
+        finally:  # argparse ends programs with SystemExit
+            out.flush()
+            err.flush()
+
+
+_ADVICE = "Correct the path, its permissions or the room on the disk, and repeat the command."
+
+
+def _status(main: Callable[[], None]) -> int:
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, OptionError) else 1
+        return _complain(str(error), 2 if isinstance(error, OptionError) else 1)
     except OSError as error:
-        place, reason = error.filename or "operating system", error.strerror or error
-        advice = "Correct the path, its permissions or the room on the disk, and repeat the command."
-        print(f"error: {place}: {reason}. {advice}", file=sys.stderr)
-        return 1
+        return _complain(f"{error.filename or 'operating system'}: {error.strerror or error}. {_ADVICE}")
+    except RuntimeError as error:
+        if not str(error).startswith("Symlink loop"):  # Path.resolve, before Python 3.13
+            raise
+        return _complain(f"{error}. {_ADVICE}")
     except KeyboardInterrupt:
         print("interrupted; what was written stays, and the same command goes on from there", file=sys.stderr)
         return 130
     return 0
+
+
+def _complain(message: str, status: int = 1) -> int:
+    print(f"error: {plain(message)}", file=sys.stderr)
+    return status
+
+
+class _PlainFormatter(logging.Formatter):
+    """The message alone, fit for the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
+
+
+class _Output:
+    """Stands for stdout or stderr, and outlives it.
+
+    Once the other end of a pipe has closed (`| head -1`), what is printed is dropped: the results are in files. So it
+    is after any other failure, such as a full disk, but that one is kept as `error`. show: makes a text fit to print;
+    not for stderr, where progress bars move the cursor.
+    """
+
+    def __init__(self, stream: TextIO | None, show: Callable[[str], str] = str) -> None:
+        self._stream, self._show = stream, show
+        self.error: OSError | None = None
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter is no reason to stop
+
+    def write(self, text: str) -> int:
+        self._attempt("write", self._show(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt("flush")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _attempt(self, action: str, *arguments: str) -> None:
+        if self._stream is None:  # started without one
+            return
+        try:
+            getattr(self._stream, action)(*arguments)
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):
+                self.error = self.error or error
+            # What is left in the stream's buffer would fail once more when Python ends.
+            with suppress(OSError), open(os.devnull, "w") as nothing:
+                os.dup2(nothing.fileno(), self._stream.fileno())

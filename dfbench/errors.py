@@ -1,5 +1,7 @@
 """The exceptions that stand for a user's mistake, and how a message quotes what was found."""
 
+import re
+
 
 class InputError(Exception):
     """Something that was handed to us cannot be used: a file, a row, a checkpoint, a combination of options.
@@ -9,11 +11,20 @@ class InputError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(plain(" ".join(message.split())))
 
 
 class OptionError(InputError):
     """Options that do not go together, or that this machine cannot do. Programs exit with status 2."""
+
+
+# Control characters but for tab and line break, marks that reverse the direction of writing, halves of UTF-16 pairs.
+_NOT_PLAIN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: str) -> str:
+    """A text for the terminal: what names and cells hold to move the cursor or to clear the screen shows as escapes."""
+    return _NOT_PLAIN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def first_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from dfbench.io import atomic_write
+from dfbench.io import write_bytes
 
 FORMATS = ("svg", "png", "pdf")
 
@@ -66,11 +66,12 @@ class NamedFigure:
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{self.name}.{suffix}" for suffix in FORMATS]
         for path, suffix in zip(paths, FORMATS, strict=True):
-            with atomic_write(path) as temporary:
-                self._write(temporary, suffix)
+            content = io.BytesIO()  # not into the file: on a full disk, matplotlib's own cleaning up fails in many ways
+            self._write(content, suffix)
+            write_bytes(path, content.getvalue())
         return paths
 
-    def _write(self, target: Path | io.StringIO, suffix: str, **options: Any) -> None:
+    def _write(self, target: io.BytesIO | io.StringIO, suffix: str, **options: Any) -> None:
         no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix, {})
         metadata = {"Title": self.title, "Subject" if suffix == "pdf" else "Description": self.caption, **no_date}
         # Clip paths and glyphs of an SVG are named by a hash with a salt: one a figure keeps them apart on one page.

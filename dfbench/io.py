@@ -61,17 +61,21 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a UTF-8 file, put in place at once. Returns its path."""
-    return write_bytes(path, text.encode())
+    """Write a UTF-8 file, put in place at once. Returns its path.
+
+    What UTF-8 cannot hold, such as a byte of a Latin-1 file name, becomes an escape (`\\udce9`), which JSON reads back.
+    """
+    return write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_csv(path: Path, frame: "pd.DataFrame") -> Path:
     """Write a table without its index, put in place at once. Returns its path.
 
-    Float32 columns come out as the shortest decimals that read back the same, NaN as an empty cell.
+    Float32 columns come out as the shortest decimals that read back the same, NaN as an empty cell, and what UTF-8
+    cannot hold as in `write_text`.
     """
     with atomic_write(path) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n")
+        frame.to_csv(temporary, index=False, lineterminator="\n", errors="backslashreplace")
     return path
 
 

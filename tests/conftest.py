@@ -89,7 +89,7 @@ PHOTOS = (
     ("Flick8k/2.png", 64, 96, "L"),
     ("koniq10k/3.png", 100, 60, "RGBA"),
     ("CLIVE/4.png", 50, 70, "P"),
-    ("CSIQ/5.png", 80, 80, "I;16"),
+    ("CSIQ/5.png", 80, 80, "1"),
     ("LIVE/gblur/6.bmp", 57, 33, "RGB"),
     ("TID2013/7.jpg", 66, 48, "CMYK"),
     ("edit/8.png", 90, 90, "LA"),
@@ -163,9 +163,6 @@ def draw_image(seed: int, width: int, height: int, mode: str = "RGB") -> Image.I
     coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 4), dtype=np.uint8), "RGBA")
     pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
     pixels = (pixels + rng.integers(-12, 13, pixels.shape)).clip(0, 255).astype(np.uint8)
-    if mode == "I;16":
-        # Not the whole range: Pillow's conversion to RGB cuts off at 255, which would leave a white image.
-        return Image.fromarray(pixels[:, :, 0].astype(np.uint16))
     image = Image.fromarray(pixels, "RGBA")
     return image if mode == "RGBA" else image.convert(mode) if mode == "LA" else image.convert("RGB").convert(mode)
 

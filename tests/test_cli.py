@@ -1,9 +1,15 @@
 """What every program shares: spelling of options, exit status, errors of one line."""
 
+import logging
+import os
+import subprocess
+import sys
+
 import pytest
 
 from dfbench import cli
 from dfbench.errors import InputError, OptionError, shorten
+from dfbench.paths import REPOSITORY
 
 
 def parser() -> cli.ArgumentParser:
@@ -123,3 +129,97 @@ def test_shorten():
     assert len(shorten("x" * 500)) == 80
     assert shorten("x" * 500).endswith("...")
     assert shorten(["A"] * 100, 20) == "['A', 'A', 'A', '..."
+
+
+# ------------------------------------------------------------------------------------------- what reaches a terminal
+
+
+HOSTILE = "a\x1b]0;title\x07\x1b[2Jb\x9bc\u202ed\udcffe"
+SHOWN = r"a\x1b]0;title\x07\x1b[2Jb\x9bc\u202ed\udcffe"
+
+
+def test_no_control_character_of_a_name_reaches_the_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # without pytest's, as in a program
+
+    def main() -> None:
+        print(f"{HOSTILE}:\t100 %\nGrün, 真实")
+        logging.getLogger("dfbench.test").warning("warning: %s", HOSTILE)
+        raise InputError(f"{HOSTILE}: no such\rimage.")
+
+    assert cli.run(main) == 1
+    out, err = capsys.readouterr()
+    assert out == f"{SHOWN}:\t100 %\nGrün, 真实\n"
+    assert err == f"warning: {SHOWN}\nerror: {SHOWN}: no such image.\n"
+
+
+def test_nor_of_a_path_that_the_machine_complains_of(capsys):
+    assert cli.run(raising(PermissionError(13, "Permission denied", f"/data/{HOSTILE}"))) == 1
+    assert capsys.readouterr().err.startswith(f"error: /data/{SHOWN}: Permission denied. ")
+
+
+def test_a_loop_of_links_is_one_line(capsys, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    assert cli.run((tmp_path / "loop").resolve) in (0, 1)  # Python 3.13 says nothing at this point
+    err = capsys.readouterr().err
+    assert err == "" or (str(tmp_path / "loop") in err and len(err.splitlines()) == 1)
+
+
+# ----------------------------------------------------------------------------------------------- a reader that has gone
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from dfbench import cli
+from dfbench.errors import InputError
+
+def main():
+    parser = cli.ArgumentParser("What it does.")
+    parser.add_argument("--output")
+    parser.add_argument("--fail", action="store_true")
+    args = parser.parse_args()
+    for number in range(3):
+        print("result", number)
+    Path(args.output).write_text("done")
+    if args.fail:
+        raise InputError("One image has no answer.")
+
+sys.exit(cli.run(main))
+"""
+
+
+def run_program(stdout: int, *arguments: object, unbuffered: bool) -> subprocess.CompletedProcess:
+    env = {**os.environ, "PYTHONUNBUFFERED": "1" if unbuffered else ""}
+    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=env, cwd=REPOSITORY)
+
+
+@pytest.fixture
+def closed_pipe():
+    """A pipe that nobody reads any more, as that to `head -1` once it has its line."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_results_are_written_when_nobody_reads_what_is_printed(tmp_path, closed_pipe, unbuffered):
+    output = tmp_path / "output"
+    done = run_program(closed_pipe, "--output", output, unbuffered=unbuffered)
+    assert (done.returncode, done.stderr, output.read_text()) == (0, "", "done")
+    done = run_program(closed_pipe, "--output", output, "--fail", unbuffered=unbuffered)
+    assert (done.returncode, done.stderr) == (1, "error: One image has no answer.\n")
+    done = run_program(closed_pipe, "--help", unbuffered=unbuffered)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+def test_what_is_printed_into_a_full_disk_is_told(tmp_path, unbuffered):
+    output = tmp_path / "output"
+    with open("/dev/full", "w") as full:
+        done = run_program(full, "--output", output, unbuffered=unbuffered)
+    assert (done.returncode, output.read_text()) == (1, "done")
+    assert done.stderr.startswith("error: standard output: No space left on device. ")
+    assert len(done.stderr.splitlines()) == 1

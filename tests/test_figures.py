@@ -1,10 +1,12 @@
 """Saving figures: the same bytes each time, metadata, and names that a font or mathematics would trip over."""
 
+import resource
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 from matplotlib.figure import Figure
 
+from dfbench import figures
 from dfbench.figures import FORMATS, STYLE, NamedFigure, drawn_in
 
 
@@ -23,6 +25,24 @@ def test_files_are_the_same_bytes_each_time(tmp_path):
         assert first.read_bytes() == second.read_bytes()
     for path in paths[0][:2]:
         assert b"What it shows." in path.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_disk_that_fills_up_is_told_with_the_file(tmp_path, monkeypatch, suffix):
+    """A limit on the size of files stands for it, at several places of the file."""
+    monkeypatch.setattr(figures, "FORMATS", (suffix,))
+    (path,) = drawn("a").save(tmp_path)
+    content = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in range(0, len(content), len(content) // 6):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            with pytest.raises(OSError, match="File too large") as caught:
+                drawn("a").save(tmp_path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert caught.value.filename == str(path)
+        assert (path.read_bytes(), list(tmp_path.iterdir())) == (content, [path])
 
 
 @pytest.mark.filterwarnings("error")

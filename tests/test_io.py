@@ -1,13 +1,25 @@
 import errno
+import json
+import os
 import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
 from filelock import Timeout
 
 from dfbench.errors import InputError
-from dfbench.io import atomic_write, csv_cells, csv_text, file_lock, read_json_object, write_json, write_text
+from dfbench.io import (
+    atomic_write,
+    csv_cells,
+    csv_text,
+    file_lock,
+    read_json_object,
+    write_csv,
+    write_json,
+    write_text,
+)
 
 WORDS = {"expected": "a recipe", "remedy": "write one"}
 
@@ -35,6 +47,14 @@ def test_what_fails_on_the_way_leaves_the_old_file(tmp_path):
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
     assert caught.value.filename == str(path)
+
+
+def test_what_utf8_cannot_hold_is_written_as_an_escape(tmp_path):
+    """A file name of Latin-1, as Python reads it from the disk."""
+    name = os.fsdecode(b"caf\xe9.csv")
+    assert write_text(tmp_path / "a.txt", name).read_text() == r"caf\udce9.csv"
+    assert json.loads(write_json(tmp_path / "a.json", {name: name}).read_text()) == {name: name}
+    assert write_csv(tmp_path / "a.csv", pd.DataFrame({name: [name]})).read_text() == "caf\\udce9.csv\n" * 2
 
 
 def test_an_error_that_names_its_file_keeps_the_name(tmp_path):

@@ -13,7 +13,10 @@ All are streamed: the released arrays are one line of hundreds of megabytes, dec
 """
 
 import json
+import logging
+import posixpath
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,9 +24,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple
 
-from dfbench.data.sources import LABELS, source_of
+from dfbench.data.sources import CATALOGUE, LABELS, contradicts_catalogue, source_of
 from dfbench.errors import InputError, shorten
 from dfbench.io import atomic_write
+
+logger = logging.getLogger(__name__)
 
 QUESTION = "Is this a real image or a generated image? A: 'real' or B: 'generated'. Just answer with A or B."
 """A question in the words of DFBench, for images without annotations. The released rows bring their own wording, which
@@ -82,7 +87,8 @@ def read_annotations(path: Path | str) -> list[Sample]:
 def check_annotations(path: Path | str) -> tuple[list[tuple[Place, Sample]], list[str]]:
     """(good samples with their places, in file order; place and fault of each bad row, without a full stop).
 
-    Raises InputError where the file is unusable.
+    Labels that contradict the catalogue of sources are warned of, and stay. Raises InputError where the file is
+    unusable.
     """
     rows: list[tuple[Place, Sample]] = []
     problems: list[str] = []
@@ -98,7 +104,21 @@ def check_annotations(path: Path | str) -> tuple[list[tuple[Place, Sample]], lis
             problems.append(f"{place}: image {sample.image} has another label or question than in {first_place}")
     if not rows and not problems:
         raise InputError(f"{path}: this annotation file has no rows. Download it again.")
+    _warn_of_contradictions(path, [sample for _, sample in rows])
     return rows, problems
+
+
+def _warn_of_contradictions(path: Path | str, samples: Iterable[Sample]) -> None:
+    """A warning only: a folder of one's own may have the name of a source."""
+    wrong = [sample for sample in samples if contradicts_catalogue(sample.source, sample.label)]
+    if wrong:
+        first, counts = wrong[0], Counter(sample.source for sample in wrong)
+        logger.warning(
+            f"warning: {path}: {len(wrong):,} labels contradict the catalogue of sources "
+            f"({', '.join(f'{source}: {count:,}' for source, count in counts.items())}), such as {first.image}, which "
+            f"has {first.label} where every image of {first.source} has {CATALOGUE[first.source].label}. "
+            "Correct the labels or rename the folders."
+        )
 
 
 def iter_samples(path: Path | str) -> Iterator[tuple[Place, Sample | str]]:
@@ -124,7 +144,7 @@ def parse_row(row: Any) -> Sample:
     else:
         what = f"has the keys {sorted(row)}" if isinstance(row, dict) else f"is {shorten(row)}"
         raise InputError(f"the row {what}; expected `messages` and `images`, or `image` and `conversations`")
-    if not isinstance(image, str) or not image.strip() or not _is_plain(image):
+    if not isinstance(image, str) or not (key := normalize_key(image)) or not _is_plain(image):
         raise InputError(f"the image is {shorten(image)}; expected one path, without control characters")
     question = turns.get("user")
     if not isinstance(question, str) or not question.replace("<image>", "").strip() or _has_surrogate(question):
@@ -136,14 +156,17 @@ def parse_row(row: Any) -> Sample:
         answer = answer[0].get("content")
     if not isinstance(answer, str) or (answer.strip() and answer.strip() not in LABELS):
         raise InputError(f"the label is {shorten(answer)}; expected A (real) or B (generated)")
-    return Sample(normalize_key(image), answer.strip(), question)
+    return Sample(key, answer.strip(), question)
 
 
 def normalize_key(image: str) -> str:
-    """An image path as a key: forward slashes, no leading `./`."""
+    """An image path as a key, one for each file: forward slashes, no `//`, `./` or `a/../`; "" where none is left."""
     key = image.strip().replace("\\", "/")
-    while key.startswith("./"):
-        key = key[2:].lstrip("/")
+    if "//" in key or "./" in key or key.endswith(("/.", "/..")) or key == ".":
+        key = posixpath.normpath(key).replace(
+            "//", "/"
+        )  # POSIX gives two slashes at the beginning a meaning of their own
+        key = "" if key == "." else key
     return key
 
 

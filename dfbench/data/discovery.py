@@ -27,8 +27,8 @@ def find_images(image_root: Path) -> Images:
     """All images below `<image_root>/DFBench`, or below `image_root` where there is no such folder.
 
     A source is a folder right below that one, with all that its sub-folders hold; hidden ones are left out. What counts
-    as an image is what has one of IMAGE_SUFFIXES; other files are passed over in silence.
-    Raises InputError where there is no image at all.
+    as an image is what has one of IMAGE_SUFFIXES, even a link to nothing or a pipe; other files are passed over in
+    silence. Raises InputError where there is no image at all, and OSError for a folder that cannot be read.
     """
     base = image_root / "DFBench"
     if not base.is_dir():
@@ -41,7 +41,7 @@ def find_images(image_root: Path) -> Images:
     images = {}
     for folder in sorted(entry for entry in base.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
         images[printable(folder.name)] = sorted(_walk(folder, image_root))
-    images[LOOSE_IMAGES] = sorted([*images.get(LOOSE_IMAGES, []), *_image_keys(base, os.listdir(base), image_root)])
+    images[LOOSE_IMAGES] = sorted([*images.get(LOOSE_IMAGES, []), *_loose(base, image_root)])
     if not any(images.values()):
         raise InputError(
             f"{base}: no image ({', '.join(sorted(IMAGE_SUFFIXES))}). Unpack the data set with "
@@ -51,16 +51,26 @@ def find_images(image_root: Path) -> Images:
 
 
 def _walk(folder: Path, image_root: Path) -> Iterator[str]:
-    for path, folders, files in os.walk(folder):
+    for path, folders, files in os.walk(folder, onerror=_fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from _image_keys(Path(path), files, image_root)
+
+
+def _loose(folder: Path, image_root: Path) -> Iterator[str]:
+    """The images that lie in a folder itself."""
+    path, _, files = next(os.walk(folder, onerror=_fail))
+    yield from _image_keys(Path(path), files, image_root)
+
+
+def _fail(error: OSError) -> None:
+    """`os.walk` would pass over what it cannot read."""
+    raise error
 
 
 def _image_keys(folder: Path, names: Iterable[str], image_root: Path) -> Iterator[str]:
     below_root = folder.relative_to(image_root)
     for name in names:
-        is_image = split_suffix(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
-        if is_image and (folder / name).is_file():
+        if split_suffix(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
             yield (below_root / name).as_posix()
 
 

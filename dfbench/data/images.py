@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 import struct
 import warnings
 import zlib
@@ -17,11 +18,12 @@ from dfbench.parallel import progress_bar
 from dfbench.paths import result_csvs
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 IMAGE_SUFFIXES = frozenset(
     (
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".gif"),
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".gif"),
         *(".ppm", ".pgm", ".pnm", ".jp2", ".avif"),
     )
 )
@@ -30,8 +32,17 @@ IMAGE_SUFFIXES = frozenset(
 MAX_PIXELS = 89_478_485
 """Most pixels an image may claim: Pillow's own warning level. A bound on what a hostile header costs."""
 
-FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""Pillow's decoders that a hostile file may reach; EPS, for one, would start Ghostscript."""
+MAX_IMAGE_BYTES = 3 * MAX_PIXELS
+"""Most bytes an image file may have: the largest uncompressed RGB bitmap that is decoded, 256 MiB."""
+
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF")
+"""Pillow's decoders that a hostile file may reach; EPS, for one, would start Ghostscript.
+
+TIFF is not among them. Of a damaged one (CCITT group 4), libtiff's decoder returns memory that nobody wrote to, so the
+pixels differ from run to run; DFBench has none.
+"""
+
+_TIFF_BEGINNINGS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 DECODER_ERRORS = (
     OSError,
@@ -58,10 +69,23 @@ class ImageError(Exception):
 
 @dataclass
 class DecodedImage:
-    """`rgb`: mode RGB, alpha dropped, EXIF ignored, as upstream's `Image.open(path).convert("RGB")` does."""
+    """`rgb`: mode RGB, alpha dropped, EXIF ignored, as upstream's `Image.open(path).convert("RGB")` does.
+
+    Of 16-bit gray the high byte counts (`is_deep_gray`), where upstream's conversion turns all above 255 white.
+    """
 
     rgb: Image.Image
     truncated: bool
+    is_deep_gray: bool
+
+    @property
+    def warning(self) -> str:
+        """With what reservation these are the file's pixels; empty for without any."""
+        reservations = {
+            "file is truncated; decoded as far as it goes": self.truncated,
+            "has 16 bits a pixel; only the high byte counts": self.is_deep_gray,
+        }
+        return "; ".join(text for text, holds in reservations.items() if holds)
 
 
 class ImageMetadata(NamedTuple):
@@ -79,44 +103,85 @@ def split_suffix(path: str) -> tuple[str, str]:
     return (path[:dot], path[dot:]) if dot > path.rfind("/") + 1 else (path, "")
 
 
-def read_image_file(path: Path) -> bytes:
-    """The bytes of an image file. Raises ImageError if it is missing, unreadable or empty."""
+@contextmanager
+def open_image_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """(an image file, open for reading; its size in bytes).
+
+    Raises ImageError if it is missing, unreadable, empty, larger than MAX_IMAGE_BYTES, or a pipe or a device, which may
+    never end.
+    """
     try:
-        data = path.read_bytes()
+        # Without waiting: a pipe is open at once, and found to be one.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError("is no regular file")
+            if status.st_size == 0:
+                raise ImageError("file is empty")
+            if status.st_size > MAX_IMAGE_BYTES:
+                raise ImageError(f"has {status.st_size:,} bytes, more than {MAX_IMAGE_BYTES:,}")
+            yield file, status.st_size
     except FileNotFoundError:
         raise ImageError("file is missing") from None
+    except ValueError:
+        raise ImageError("has a name that no file can have") from None
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from None
-    if not data:
-        raise ImageError("file is empty")
-    return data
+
+
+def read_image_file(path: Path) -> bytes:
+    """The bytes of an image file. Raises ImageError as `open_image_file` does."""
+    with open_image_file(path) as (file, num_bytes):
+        return file.read(num_bytes)
 
 
 @contextmanager
 def open_image(file: BinaryIO) -> Iterator[Image.Image]:
     """An image whose header has been read, its pixels to be decoded inside the `with` block.
 
-    Raises ImageError if it claims more than MAX_PIXELS, and one of DECODER_ERRORS if it is no image.
+    Raises ImageError if it claims more than MAX_PIXELS, is a TIFF or has 32-bit pixels, and one of DECODER_ERRORS if it
+    is no image.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata would fill the terminal of a run
-        with Image.open(file, formats=FORMATS) as image:
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except UnidentifiedImageError:
+            file.seek(0)
+            if file.read(4) in _TIFF_BEGINNINGS:
+                raise ImageError("is a TIFF, a format that is not read: save it as PNG") from None
+            raise
+        with image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
+            if image.mode in ("I", "F") and not is_deep_gray(image):
+                raise ImageError(f"has 32-bit pixels (Pillow mode {image.mode}), which have no 0-255 scale")
             yield image
+
+
+def is_deep_gray(image: Image.Image) -> bool:
+    """Whether an opened image is 16-bit gray. That of a PGM comes as 32 bits, scaled to 0-65535."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+
+
+def high_byte(image: Image.Image) -> "np.ndarray":
+    """16-bit gray as 8-bit gray, uint8 (H, W): its high byte, as OpenCV reads it. Pillow's conversion would clip."""
+    import numpy as np  # not for the programs that only ask for a suffix
+
+    return (np.asarray(image) >> 8).astype(np.uint8)
 
 
 def read_header(path: Path) -> ImageMetadata:
     """Size, format and bytes of an image file, without decoding a pixel.
 
-    Raises ImageError if it is missing, is no image or claims more than MAX_PIXELS. A header does not tell whether the
-    pixels behind it can be decoded.
+    Raises ImageError as `load_image` does, but a header does not tell whether the pixels behind it can be decoded.
     """
-    try:
-        with path.open("rb") as file, open_image(file) as image:
-            return ImageMetadata(image.width, image.height, os.fstat(file.fileno()).st_size, image.format or "")
-    except DECODER_ERRORS as error:
-        raise ImageError(f"cannot be opened: {decoder_reason(error)}") from None
+    with open_image_file(path) as (file, num_bytes):
+        try:
+            with open_image(file) as image:
+                return ImageMetadata(image.width, image.height, num_bytes, image.format or "")
+        except DECODER_ERRORS as error:
+            raise ImageError(f"cannot be decoded: {decoder_reason(error)}") from None
 
 
 def decoder_reason(error: Exception) -> str:
@@ -132,27 +197,30 @@ def load_image(path: Path, *, strict: bool = False) -> DecodedImage:
     """Read and decode an image file.
 
     A truncated file is decoded as far as it goes (the rest is gray), as upstream does; `strict` makes it an error.
-    Raises ImageError if the file is missing, is no image, claims more than MAX_PIXELS, or cannot be decoded.
+    Raises ImageError if the file cannot be read (see `open_image_file`), is no image or one that is refused (see
+    `open_image`), or cannot be decoded.
     """
     data = read_image_file(path)
     try:
-        return DecodedImage(_decode(data, truncated_too=False), truncated=False)
+        return _decode(data, truncated=False)
     except DECODER_ERRORS as error:
         reason = decoder_reason(error)
     if strict:
         raise ImageError(f"cannot be decoded whole: {reason}")
     try:
-        return DecodedImage(_decode(data, truncated_too=True), truncated=True)
+        return _decode(data, truncated=True)
     except DECODER_ERRORS:
         raise ImageError(f"cannot be decoded: {reason}") from None
 
 
-def _decode(data: bytes, *, truncated_too: bool) -> Image.Image:
+def _decode(data: bytes, *, truncated: bool) -> DecodedImage:
     previous = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = truncated_too
+    ImageFile.LOAD_TRUNCATED_IMAGES = truncated
     try:
         with open_image(io.BytesIO(data)) as image:
-            return image.convert("RGB")
+            is_deep = is_deep_gray(image)
+            rgb = Image.fromarray(high_byte(image)) if is_deep else image
+            return DecodedImage(rgb.convert("RGB"), truncated, is_deep)
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = previous
 

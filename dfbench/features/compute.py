@@ -37,7 +37,15 @@ import numpy as np
 import scipy.fft
 from PIL import Image
 
-from dfbench.data.images import DECODER_ERRORS, ImageError, decoder_reason, open_image, read_image_file
+from dfbench.data.images import (
+    DECODER_ERRORS,
+    ImageError,
+    decoder_reason,
+    high_byte,
+    is_deep_gray,
+    open_image,
+    read_image_file,
+)
 
 _BRIGHTNESS_WEIGHTS = (0.2126, 0.7152, 0.0722)
 _BAND_PIXELS = 1 << 19
@@ -77,8 +85,8 @@ class ImageFeatures(NamedTuple):
 def measure_image(path: Path) -> ImageFeatures:
     """Read, decode and measure one image file.
 
-    Raises ImageError if it is missing, no image of a known format, truncated, larger than MAX_PIXELS or of 32-bit
-    pixels. A truncated image is not measured as far as it goes: the missing part would count as flat gray.
+    Raises ImageError as `images.load_image` does, and if it is truncated: such an image is not measured as far as it
+    goes, for the missing part would count as flat gray.
     """
     data = read_image_file(path)
     try:
@@ -116,10 +124,8 @@ def _decode(image: Image.Image, data: bytes) -> tuple[np.ndarray, np.ndarray | N
         rgb = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         if rgb is not None:
             return rgb, None
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+    if is_deep_gray(image):
         return _decode_deep_gray(image)
-    if image.mode in ("I", "F"):
-        raise ImageError(f"has 32-bit pixels (Pillow mode {image.mode}), which have no 0-255 scale")
     if image.has_transparency_data:
         rgba = np.asarray(image.convert("RGBA"))
         return np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
@@ -127,14 +133,10 @@ def _decode(image: Image.Image, data: bytes) -> tuple[np.ndarray, np.ndarray | N
 
 
 def _decode_deep_gray(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
-    """As `_decode`, of 16-bit gray, in which one value may be declared transparent.
-
-    A PGM's comes as 32 bits, scaled to 0-65535. Pillow's own conversion would clip: everything above 255 turns white.
-    """
-    values = np.asarray(image)
-    rgb = cv2.cvtColor((values >> 8).astype(np.uint8), cv2.COLOR_GRAY2RGB)
+    """As `_decode`, of 16-bit gray, in which one value may be declared transparent."""
+    rgb = cv2.cvtColor(high_byte(image), cv2.COLOR_GRAY2RGB)
     transparent = image.info.get("transparency")
-    return rgb, None if transparent is None else (values != transparent).astype(np.uint8)
+    return rgb, None if transparent is None else (np.asarray(image) != transparent).astype(np.uint8)
 
 
 def to_gray(rgb: np.ndarray) -> np.ndarray:
@@ -259,10 +261,10 @@ class _Rings(NamedTuple):
 @lru_cache(maxsize=8)
 def _rings(side: int) -> _Rings:
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(side) / side)
-    rows, columns = np.fft.fftfreq(side, 1 / side)[:, None], np.fft.rfftfreq(side, 1 / side)
-    radius = np.rint(np.hypot(rows, columns)).astype(int).ravel()
+    rows, columns = np.arange(side)[:, None], np.arange(side // 2 + 1)
+    radius = np.rint(np.hypot(np.minimum(rows, side - rows), columns)).astype(int).ravel()
     # rfft2 leaves out the mirrored half: its columns count twice, but for those that mirror onto themselves.
-    count = np.broadcast_to(np.where((columns == 0) | (columns == side / 2), 1, 2), (side, columns.size)).ravel()
+    count = np.broadcast_to(np.where((columns == 0) | (2 * columns == side), 1, 2), (side, columns.size)).ravel()
     fitted = np.arange(math.ceil(side * _SLOPE_FREQUENCIES[0]), math.floor(side * _SLOPE_FREQUENCIES[1]) + 1)
     order = np.argsort(radius, kind="stable")
     starts = np.searchsorted(radius[order], [*fitted, fitted[-1] + 1])

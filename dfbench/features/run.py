@@ -104,10 +104,10 @@ def measure_sources(
 
 def _missing(csv_path: Path, images: Sequence[str], overwrite: bool) -> list[str]:
     """The images that the CSV and its parts have no row of."""
-    if overwrite:
-        with only_run(csv_path):
+    with only_run(csv_path):  # another run would bring in the parts, and remove them, while they are read
+        if overwrite:
             remove_results(csv_path)
-    measured, _, _ = read_tables(csv_path, COLUMNS)
+        measured, _, _ = read_tables(csv_path, COLUMNS)
     check_known(csv_path, measured, map(printable, images))
     return [image for image in images if printable(image) not in measured]
 

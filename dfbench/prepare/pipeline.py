@@ -135,15 +135,21 @@ def write_clean(releases: Sequence[Release], quiet: bool = True) -> list[dict[st
 
     A released file that lies where a clean one goes is kept under another name. A file that would have no rows is not
     written, and what an earlier run left there is removed: training must not find the validation file of another split.
-    Where a whole released file has no row of use, as without its archives, all that an earlier run left stays.
+    Where a whole released file has no row of use, as without its archives, nothing is written and all that an earlier
+    run left stays: training rows of this run beside test rows of another would go unnoticed.
     """
+    jobs = [
+        (file, release, set(map(release.split_of.get, file.row_of)))
+        for release in releases
+        for file in release.files.values()
+    ]
+    if not all(chosen.intersection(SPLITS) for *_, chosen in jobs):
+        return []
     written = []
-    for release in releases:
-        for file in release.files.values():
-            chosen = set(map(release.split_of.get, file.row_of))
-            if splits := [split for split in SPLITS if split in chosen]:
-                _make_room(release.targets, splits, file.split, releases)
-                written += _write(file, release, splits, quiet)
+    for file, release, chosen in jobs:
+        splits = [split for split in SPLITS if split in chosen]
+        _make_room(release.targets, splits, file.split, releases)
+        written += _write(file, release, splits, quiet)
     return written
 
 

@@ -1,16 +1,16 @@
 """What a preparation found: the table by source, `prepare_report.json`, the list of rows left out, and the verdict."""
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from dfbench.data.sources import CATALOGUE, DFBENCH, NUM_TEST, NUM_TRAIN, source_of
 from dfbench.data.splits import TEST, TRAIN
 from dfbench.errors import InputError
-from dfbench.io import atomic_write, write_json
+from dfbench.io import csv_text, write_json, write_text
 from dfbench.prepare.reasons import Reason
 from dfbench.prepare.validate import AnnotationFile
 from dfbench.prepare.zips import Archive
@@ -121,6 +121,8 @@ def describe(report: Report) -> str:
     lines += [f"{name}: {text}" for name, text in LEGEND.items() if any(numbers[name] for numbers in counts.values())]
     lines += ["", *_describe_faults(release), *map(_describe_file, release)]
     lines += [f"no {name} annotations were found" for name in _absent_splits(release)]
+    empty = "no row of use, so nothing is written; clean files of an earlier run are left as they were"
+    lines += [f"{file.path}: {empty}" for file in report.files if not file.row_of]
     lines += [f"{archive.path}: {archive.error}" for archive in report.archives if archive.error]
     first = {file.split: file for file in release}
     for file in report.files:
@@ -167,12 +169,13 @@ def write_report(report: Report, folder: Path) -> Path:
     The same state of archives, images and annotations gives the same files, however many runs it took.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / LEFT_OUT_NAME) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("file", "row", "image", "source", "reason", "detail"))
-        for each in report.files:
-            for row in each.left_out:
-                writer.writerow((each.path, row.row, row.image, source_of(row.image), row.reason, row.detail))
+    header = ("file", "row", "image", "source", "reason", "detail")
+    rows = (
+        (str(file.path), str(row.row), row.image, source_of(row.image), str(row.reason), row.detail)
+        for file in report.files
+        for row in file.left_out
+    )
+    write_text(folder / LEFT_OUT_NAME, csv_text(chain([header], rows)))
     return write_json(folder / REPORT_NAME, _as_json(report))
 
 
@@ -214,9 +217,9 @@ def _as_json(report: Report) -> dict[str, Any]:
 
 
 def check_complete(report: Report, *, allowed_absent: int, where: object) -> None:
-    """Raise InputError unless every annotated row that can be whole is, in both splits. where: see there for the rows.
+    """Raise InputError unless every annotated row that can be whole is, and both splits have some.
 
-    allowed_absent: how many images may be absent from archives that were read whole.
+    where: see there for the rows. allowed_absent: how many images may be absent from archives that were read whole.
     """
     counts = max((_count_faults(release) for release in report.releases), key=Counter.total)
     absent = counts.pop(Reason.ABSENT, 0)
@@ -228,6 +231,14 @@ def check_complete(report: Report, *, allowed_absent: int, where: object) -> Non
     if counts.total():
         found = ", ".join(f"{number:,} {reason}" for reason, number in counts.most_common())
         raise InputError(f"{where}: annotated rows have no usable image or label ({found}). {remedy}.")
+    for file in report.files:
+        if not file.row_of:
+            reasons = Counter(row.reason for row in file.left_out)
+            left_out = ", ".join(f"{number:,} {reason}" for reason, number in reasons.most_common())
+            raise InputError(
+                f"{file.path}: no row of use among {file.num_rows:,}{f' ({left_out})' * bool(left_out)}. Download the "
+                "annotations again, or name other --sources."
+            )
     if absent_splits := _absent_splits(report.releases[0]):
         raise InputError(
             f"{where}: there are no released {' or '.join(absent_splits)} annotations. Add --download, or put "

@@ -5,7 +5,7 @@ from collections.abc import Collection, Set
 from pathlib import Path
 from typing import NamedTuple
 
-from dfbench.data.images import ImageError, load_image, read_header
+from dfbench.data.images import ImageError, load_image, read_header, read_image_file
 from dfbench.parallel import progress_bar, run_jobs
 from dfbench.prepare.extract import JOB_IMAGES, ImageInventory, extract_missing
 from dfbench.prepare.reasons import Reason
@@ -75,8 +75,8 @@ def repair_images(
 
 
 def _crc(path: Path) -> int | None:
-    """CRC-32 of a file, or None where it cannot be read. Its size is a member's, so it is not long."""
+    """CRC-32 of a file, or None where it cannot be read."""
     try:
-        return zlib.crc32(path.read_bytes())
-    except OSError:
+        return zlib.crc32(read_image_file(path))
+    except ImageError:
         return None

@@ -20,11 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from dfbench.data.images import IMAGE_SUFFIXES, MAX_PIXELS, split_suffix
+from dfbench.data.images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, split_suffix
 from dfbench.prepare.reasons import Fault, Reason
-
-MAX_IMAGE_BYTES = 3 * MAX_PIXELS
-"""Most bytes that a member may claim: the largest uncompressed RGB bitmap that is decoded, 256 MiB."""
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """What the data set's archives use. `zipfile` has no bound for what a few bytes of bzip2 or LZMA may grow to."""

@@ -14,8 +14,6 @@ from dfbench.models.base import ModelInputs, Prompt, SequenceSize
 from dfbench.models.packed.packing import PackShape
 from dfbench.scoring.batching import PlannedBatch, fitting_shape
 
-TRUNCATED = "file is truncated; decoded as far as it goes"
-
 
 @dataclass
 class Pack:
@@ -76,21 +74,21 @@ class Preparation(Dataset):
     def _prepare(self, sample: Sample, size: SequenceSize, batch: PreparedBatch) -> ModelInputs | None:
         """One image's model inputs, or None and a row of the batch's errors."""
         try:
-            inputs, truncated = prepare_image(sample, self.image_root, self.prompt, strict=self.strict)
+            inputs, warning = prepare_image(sample, self.image_root, self.prompt, strict=self.strict)
             if self.prompt.size_of_inputs(inputs)[:2] != size[:2]:
                 raise ImageError("file changed while the run was going on")
         except ImageError as error:
             batch.errors.append((sample.image, str(error)))
             return None
-        if truncated:
-            batch.warnings.append((sample.image, TRUNCATED))
+        if warning:
+            batch.warnings.append((sample.image, warning))
         return inputs
 
 
-def prepare_image(sample: Sample, image_root: Path, prompt: Prompt, *, strict: bool) -> tuple[ModelInputs, bool]:
-    """One image's model inputs, and whether its file is truncated. Raises ImageError (`strict`: for the latter too)."""
+def prepare_image(sample: Sample, image_root: Path, prompt: Prompt, *, strict: bool) -> tuple[ModelInputs, str]:
+    """One image's model inputs, and its warning (see `DecodedImage`). Raises ImageError (`strict`: if truncated)."""
     image = load_image(image_root / sample.image, strict=strict)
-    return prompt.prepare(sample.question, image.rgb), image.truncated
+    return prompt.prepare(sample.question, image.rgb), image.warning
 
 
 def split_batch(batch: PlannedBatch, pieces: int) -> list[PlannedBatch]:

@@ -36,8 +36,7 @@ def main(agent: str, description: str | None) -> None:
     elif result.rows:
         print("all of them were there already")
     if result.warnings:
-        truncated = f"{result.warnings} truncated images, decoded as far as they go"
-        print(f"{truncated}: {warnings_path(config.output_csv)}")
+        print(f"{result.warnings} images with a warning, such as a truncated file: {warnings_path(config.output_csv)}")
     if result.errors:
         raise InputError(
             f"{errors_path(config.output_csv)}: {result.errors} images without an answer, each with its reason. "

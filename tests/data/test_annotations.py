@@ -327,6 +327,39 @@ def test_normalize_key():
     assert normalize_key(" ././DFBench\\LIVE\\1.bmp ") == "DFBench/LIVE/1.bmp"
     assert normalize_key(".//DFBench/a.jpg") == "DFBench/a.jpg"
     assert normalize_key(".hidden/a.jpg") == ".hidden/a.jpg"
+    assert normalize_key("/data//DFBench/a.jpg") == "/data/DFBench/a.jpg"
+    assert normalize_key("//data/a.jpg") == "/data/a.jpg"
+    assert normalize_key("../b/a.jpg") == "../b/a.jpg"
+    assert normalize_key("DFBench/Kolors/1..2.jpg") == "DFBench/Kolors/1..2.jpg"
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["DFBench//Kolors/1.jpg", "DFBench/./Kolors/1.jpg", "a/../DFBench/Kolors/1.jpg", "DFBench/x/..//Kolors\\1.jpg"],
+)
+def test_one_image_has_one_key_however_it_is_spelled(tmp_path, image):
+    rows = [messages_row("DFBench/Kolors/1.jpg"), messages_row(image)]
+    samples = read_annotations(write_lines(tmp_path / "a.jsonl", rows))
+    assert [sample.image for sample in samples] == ["DFBench/Kolors/1.jpg"]
+
+
+@pytest.mark.parametrize("image", ["./", ".", "a/.."])
+def test_a_path_to_nothing_is_no_image(tmp_path, image):
+    with pytest.raises(InputError, match=r"row 1: the image is .*; expected one path"):
+        read_annotations(write_lines(tmp_path / "a.jsonl", [messages_row(image)]))
+
+
+def test_labels_that_contradict_the_catalogue_are_told_once(tmp_path, caplog):
+    """The images count as what the file says: their source may be another one of the same name."""
+    images = ["CLIVE/1.jpg", "CLIVE/2.jpg", "Kolors/1.jpg", "edit/1.jpg", "mine/1.jpg"]
+    rows = [messages_row(f"DFBench/{image}", label) for image, label in zip(images, "BBABA", strict=True)]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    with caplog.at_level("WARNING"):
+        assert [sample.label for sample in read_annotations(path)] == list("BBABA")
+    assert caplog.messages == [
+        f"warning: {path}: 3 labels contradict the catalogue of sources (CLIVE: 2, Kolors: 1), such as "
+        "DFBench/CLIVE/1.jpg, which has B where every image of CLIVE has A. Correct the labels or rename the folders."
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ writing

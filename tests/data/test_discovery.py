@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,10 @@ def test_sources_are_the_folders_of_dfbench(tmp_path: Path) -> None:
 
 
 def test_without_dfbench_any_folder_of_images_will_do(tmp_path: Path) -> None:
-    touch(tmp_path, "cats/a.png", "cats/2024/b.webp", "dogs/c.tif", "loose.jpeg")
+    touch(tmp_path, "cats/a.png", "cats/2024/b.webp", "dogs/c.png", "loose.jpeg")
     assert find_images(tmp_path) == {
         "cats": ["cats/2024/b.webp", "cats/a.png"],
-        "dogs": ["dogs/c.tif"],
+        "dogs": ["dogs/c.png"],
         "images": ["loose.jpeg"],
     }
 
@@ -42,6 +43,30 @@ def test_other_and_hidden_files_are_passed_over(tmp_path: Path) -> None:
     )
     (tmp_path / "a" / "folder.jpg").mkdir()
     assert find_images(tmp_path) == {"a": ["a/4.jpg"]}
+
+
+def test_what_cannot_be_read_is_not_passed_over_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without permission, as a user meets it; tests may run as root, who has every one."""
+    touch(tmp_path, "DFBench/LIVE/1.jpg", "DFBench/LIVE/jpeg/2.jpg")
+    scandir = os.scandir
+
+    def deny(path: str) -> Iterator[os.DirEntry]:
+        if str(path).endswith("jpeg"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    with pytest.raises(PermissionError) as caught:
+        find_images(tmp_path)
+    assert caught.value.filename == str(tmp_path / "DFBench/LIVE/jpeg")
+
+
+def test_links_to_nothing_and_pipes_are_left_to_the_reader_who_says_why(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.jpg")
+    (tmp_path / "a/2.jpg").symlink_to(tmp_path / "no such file")
+    os.mkfifo(tmp_path / "a/3.jpg")
+    (tmp_path / "4.jpg").symlink_to("4.jpg")
+    assert find_images(tmp_path) == {"a": ["a/1.jpg", "a/2.jpg", "a/3.jpg"], "images": ["4.jpg"]}
 
 
 def test_a_source_may_be_a_link(tmp_path: Path) -> None:
@@ -103,7 +128,9 @@ def test_annotated_images_are_sorted_and_unique(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("image", ["../secret.jpg", "DFBench/../x.jpg", "DFBench/NOVA/../../../x.jpg", "a\\..\\b.jpg"])
+@pytest.mark.parametrize(
+    "image", ["../secret.jpg", "DFBench/../../x.jpg", "DFBench/NOVA/../../../x.jpg", "a\\..\\..\\b.jpg"]
+)
 def test_annotations_do_not_climb_out_of_the_folder(tmp_path: Path, image: str) -> None:
     turns = [{"role": "user", "content": "<image>Real?"}, {"role": "assistant", "content": "A"}]
     path = tmp_path / "test.json"

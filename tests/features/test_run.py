@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -73,6 +74,58 @@ def test_resume_from_any_byte(root: Path, tmp_path: Path, kept: int | None) -> N
     (tmp_path / "part" / "many.part0.csv").write_bytes(b"".join([header, *rows[8:16], *rows[:8], *rows[16:]])[:kept])
     assert measure(root, tmp_path / "part").num_measured == NUM_IMAGES - 2 + 1
     assert contents(tmp_path / "part") == whole
+
+
+def test_no_other_run_changes_what_is_read(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would bring parts into the CSV and remove them, just when they are to be read."""
+    looked_at, read_tables = [], feature_run.read_tables
+
+    def read_while_another_run_tries(csv_path: Path, *arguments: object):
+        with pytest.raises(InputError, match="Another run is writing"), only_run(csv_path):
+            pass
+        looked_at.append(csv_path.stem)
+        return read_tables(csv_path, *arguments)
+
+    monkeypatch.setattr(feature_run, "read_tables", read_while_another_run_tries)
+    measure(root, tmp_path / "out")
+    assert looked_at == ["bad", "many", "one"]
+
+
+def measure_again_and_again(root: Path, folders: list[Path], barrier, outcomes) -> None:
+    images = find_images(root)
+    for folder in folders:
+        barrier.wait(timeout=60)
+        try:
+            outcomes.put(measure(root, folder, images).num_measured)
+        except Exception as error:  # noqa: BLE001 the other process waits for an outcome
+            outcomes.put(str(error).partition(str(folder))[0])
+
+
+@pytest.mark.slow
+def test_of_two_runs_at_once_one_ends_the_work(root: Path, tmp_path: Path) -> None:
+    """20 pairs of processes. The later one says so, or comes too late to be in the way and finds everything there."""
+    folders = [tmp_path / f"out{i}" for i in range(20)]
+    context = multiprocessing.get_context("spawn")
+    barrier, outcomes = context.Barrier(2), context.SimpleQueue()
+    arguments = (root, folders, barrier, outcomes)
+    processes = [context.Process(target=measure_again_and_again, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    found = [outcomes.get() for _ in range(2 * len(folders))]
+    for process in processes:
+        process.join()
+    assert set(found) <= {NUM_IMAGES - 2 + 1, "Another run is writing to "}
+    assert found.count(NUM_IMAGES - 2 + 1) >= len(folders)
+    measure(root, tmp_path / "alone")
+    assert all(contents(folder) == contents(tmp_path / "alone") for folder in folders)
+
+
+def test_a_pipe_and_a_link_to_nothing_are_errors_of_their_rows(root: Path, tmp_path: Path) -> None:
+    os.mkfifo(root / "many/pipe.png")
+    (root / "many/gone.png").symlink_to(tmp_path / "no such file")
+    assert measure(root, tmp_path / "out").num_errors == 3 + 2
+    errors = (tmp_path / "out" / "many.errors.csv").read_text().splitlines()
+    assert {"many/gone.png,file is missing", "many/pipe.png,is no regular file"} < set(errors)
 
 
 def test_a_mangled_row_is_measured_again(root: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from dfbench.errors import InputError
 from dfbench.prepare.hub import folder_target
 from dfbench.prepare.pipeline import Plan, prepare
 from dfbench.prepare.reasons import Reason
+from dfbench.prepare.report import check_complete, describe
 
 MESSAGES_QUESTION = "<image>Is this image real? A or B."
 CONVERSATIONS_QUESTION = "Is this image real (A) or not (B)?"
@@ -194,6 +195,31 @@ def test_a_run_without_usable_rows_leaves_earlier_clean_files_alone(small):
     report = prepare(Plan(small.downloads, small.root / "other", (folder_target(small.root / "clean"),)))
     assert report.written == []
     assert tree(small.root / "clean") == before
+
+
+@pytest.mark.parametrize("empty", ["train", "test"])
+def test_without_training_or_test_rows_nothing_is_written(small, empty):
+    """Training rows of one selection beside test rows of another are worse than a failure."""
+    small.release()
+    small.prepare()
+    before = tree(small.root / "clean")
+    junk = ["DFBench/Kolors/._1.jpg", "DFBench/Kolors/._1.jpg"]
+    small.release(train=small.train[:5] if empty == "test" else junk, test=junk if empty == "test" else small.test[:5])
+    report = small.prepare()
+    assert report.written == []
+    assert tree(small.root / "clean") == before
+    name = {"train": "img_train_shuffled.jsonl", "test": "img_test.jsonl"}[empty]
+    assert f"{name}: no row of use, so nothing is written; clean files of an earlier run are left" in describe(report)
+    with pytest.raises(InputError, match=rf"{name}: no row of use among 2 \(2 junk\)\. Download the annotations again"):
+        check_complete(report, allowed_absent=0, where="list")
+
+
+def test_a_source_without_test_rows_is_a_failure(small):
+    small.release(test=[image for image in small.test if "CLIVE" not in image])
+    report = small.prepare(sources=frozenset(["CLIVE"]))
+    assert report.written == []
+    with pytest.raises(InputError, match=r"img_test.jsonl: no row of use among 0\. .* or name other --sources\."):
+        check_complete(report, allowed_absent=0, where="list")
 
 
 def test_released_files_in_the_way_are_kept_and_read_again(small):

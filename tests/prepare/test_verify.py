@@ -10,7 +10,7 @@ from dfbench.prepare.verify import check_image, check_images, repair_images
 
 
 @pytest.mark.parametrize("decode", [False, True])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP", "GIF"])
 def test_sound_images_pass_whatever_their_extension(tmp_path, jpeg, decode, kind):
     (tmp_path / "1.jpg").write_bytes(jpeg(1, kind))
     assert check_image(tmp_path / "1.jpg", decode=decode) == ("", False)

@@ -11,9 +11,10 @@ import zlib
 import pytest
 from builders import make_zip
 
+from dfbench.data.images import MAX_IMAGE_BYTES
 from dfbench.prepare import zips
 from dfbench.prepare.reasons import Reason
-from dfbench.prepare.zips import MAX_IMAGE_BYTES, extract_members, is_junk, read_archive
+from dfbench.prepare.zips import extract_members, is_junk, read_archive
 
 DIRECTORY_ENTRY = b"PK\x01\x02"
 

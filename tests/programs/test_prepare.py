@@ -252,14 +252,14 @@ def test_verify_only_changes_nothing_and_can_report_elsewhere(published, tmp_pat
 
 def test_decode_looks_at_every_pixel(published, tmp_path, encode):
     downloads, root = published, tmp_path / "out"
-    jpeg, tiff = encode("cut")[:-100], bytearray(encode("damaged", "TIFF", compression="tiff_lzw"))
-    tiff[20:200] = b"\xff" * 180  # behind the header, in the compressed pixels
-    downloads.zip("CSIQ.zip", {"cut.jpg": jpeg, "damaged.tif": bytes(tiff)})
-    downloads.expected |= {"DFBench/CSIQ/cut.jpg": jpeg, "DFBench/CSIQ/damaged.tif": bytes(tiff)}
+    jpeg, webp = encode("cut")[:-100], bytearray(encode("damaged", "WEBP"))
+    webp[150:] = b"\xff" * (len(webp) - 150)  # behind the header, in the compressed pixels
+    downloads.zip("CSIQ.zip", {"cut.jpg": jpeg, "damaged.webp": bytes(webp)})
+    downloads.expected |= {"DFBench/CSIQ/cut.jpg": jpeg, "DFBench/CSIQ/damaged.webp": bytes(webp)}
     downloads.annotate()
     run(downloads, root)
     done = run(downloads, root, "--decode", status=1)
-    assert left_out(root) == {"DFBench/CSIQ/damaged.tif": "undecodable"}
+    assert left_out(root) == {"DFBench/CSIQ/damaged.webp": "undecodable"}
     assert "1 images lack their end but decode as far as they go, such as DFBench/CSIQ/cut.jpg" in done.stdout
     assert json.loads((root / "DFBench/prepare_report.json").read_text())["truncated"] == ["DFBench/CSIQ/cut.jpg"]
 

@@ -1,6 +1,7 @@
 """logit_calculation.py and process_results.py as users run them."""
 
 import json
+import os
 import re
 import runpy
 import shutil
@@ -70,6 +71,28 @@ def test_fuse_then_tabulate(agents, tmp_path):
     assert header.split() == ["level", "group", "n", "qwen2.5", "internvl2.5", "internvl3", "MoA-DF"]
     assert max(map(len, found.stdout.split("\ntables in")[0].splitlines())) <= 100
     assert (tmp_path / "out" / "tables" / "accuracy.md").exists()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_results_are_written_when_nobody_reads_what_is_printed(agents, tmp_path, unbuffered):
+    """As in `python process_results.py | head -1`; unbuffered, each print fails at once."""
+
+    def run_unread(program, *arguments):
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, str(ROOT / program), *map(str, arguments)]
+        env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=env, timeout=120)
+        os.close(writer)
+        return done.returncode, done.stderr
+
+    assert run_unread("logit_calculation.py", *agents, "--output_csv", tmp_path / "moa_df.csv") == (0, "")
+    assert len(read_detector(tmp_path / "moa_df.csv").frame) == 100
+    out = tmp_path / "out"
+    options = ("--output_dir", out, "--bootstrap", 0, "--quiet")
+    assert run_unread("process_results.py", tmp_path / "moa_df.csv", *options) == (0, "")
+    assert (out / "tables" / "accuracy.md").exists()
+    assert (out / "report.html").exists()
 
 
 def test_an_early_exit_goes_through_both_programs(agents, tmp_path):

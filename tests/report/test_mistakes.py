@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 
 import numpy as np
 import pandas as pd
@@ -67,7 +68,11 @@ def test_what_cannot_or_must_not_be_shown_gives_no_thumbnail(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
     (root / "link.png").symlink_to(tmp_path / "secret.png")
     (root / "text.png").write_text("no image")
+    (root / "loop.png").symlink_to("loop.png")
+    os.mkfifo(root / "pipe.png")
     for image in (
+        "loop.png",
+        "pipe.png",
         "missing.png",
         "text.png",
         "../secret.png",
