@@ -107,3 +107,8 @@ def category_of(source: str, label: str) -> Category:
     if source in CATALOGUE:
         return CATALOGUE[source].category
     return Category.OTHER_REAL if label == REAL else Category.OTHER_FAKE
+
+
+def contradicts_catalogue(source: str, label: str) -> bool:
+    """Whether a label (A, B or "" for none) is not the one that all images of a source of the catalogue have."""
+    return bool(label) and source in CATALOGUE and CATALOGUE[source].label != label

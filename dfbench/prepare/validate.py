@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from dfbench.data.annotations import Sample, iter_samples
 from dfbench.data.images import IMAGE_SUFFIXES, split_suffix
-from dfbench.data.sources import CATALOGUE, source_of
+from dfbench.data.sources import CATALOGUE, contradicts_catalogue, source_of
 from dfbench.parallel import progress_bar
 from dfbench.prepare.reasons import Fault, Reason
 from dfbench.prepare.zips import is_junk
@@ -99,7 +99,7 @@ def _fault(
         if is_junk(image) or image.lower().endswith(_TEXT_SUFFIXES):
             return Reason.JUNK, "no image, by its name"
         return Reason.UNSAFE, "not the path of an image below DFBench/SOURCE/"
-    if not label or (known and known.label != label):
+    if not label or contradicts_catalogue(sample.source, label):
         return Reason.MISLABELLED, f"label {label or 'missing'}, where {known.label if known else 'A or B'} is right"
     if label_of.get(image, label) != label:
         return Reason.CONTRADICTED, f"label {label}, but {label_of[image]} in an earlier row"

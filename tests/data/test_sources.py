@@ -2,7 +2,16 @@
 
 import pytest
 
-from dfbench.data.sources import CATALOGUE, DEMO, DFBENCH, Category, Source, category_of, source_of
+from dfbench.data.sources import (
+    CATALOGUE,
+    DEMO,
+    DFBENCH,
+    Category,
+    Source,
+    category_of,
+    contradicts_catalogue,
+    source_of,
+)
 
 
 def test_the_benchmark_has_eight_real_one_edited_and_twelve_generated_sources():
@@ -54,3 +63,19 @@ def test_category_and_label():
     assert Source("x", Category.AI_EDITED).label == "B"
     assert Source("x", Category.REAL_DISTORTED).label == "A"
     assert str(Category.REAL_PRISTINE) == f"{Category.REAL_PRISTINE}" == "real pristine"
+
+
+@pytest.mark.parametrize(
+    ("source", "label", "contradicts"),
+    [
+        ("CLIVE", "B", True),
+        ("CLIVE", "A", False),
+        ("CLIVE", "", False),
+        ("Kolors", "A", True),
+        ("edit", "B", False),
+        ("my_photos", "B", False),
+        ("", "A", False),
+    ],
+)
+def test_a_label_may_contradict_the_catalogue(source, label, contradicts):
+    assert contradicts_catalogue(source, label) is contradicts
