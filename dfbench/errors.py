@@ -9,11 +9,16 @@ class InputError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(plain_line(message))
 
 
 class OptionError(InputError):
     """Options that do not go together, or that this machine cannot do. Programs exit with status 2."""
+
+
+def plain_line(text: str) -> str:
+    """One line of printable characters: names and keys come from files of others and must not drive the terminal."""
+    return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
 
 
 def first_line(error: Exception) -> str:

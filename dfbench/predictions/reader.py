@@ -59,6 +59,11 @@ class Detector:
         return "fusion" in self.info
 
     @property
+    def is_finished(self) -> bool:
+        """False where the run that writes it was stopped or is under way; of a fusion, that of one of its agents."""
+        return self.info.get("finished") is not False
+
+    @property
     def is_early_exited(self) -> bool:
         """Whether it ran with `--only_undecided`: it answered the images alone that the others leave open."""
         return bool(self.info.get("only_undecided"))
