@@ -61,8 +61,8 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a UTF-8 file, put in place at once. Returns its path."""
-    return write_bytes(path, text.encode())
+    """Write a UTF-8 file, put in place at once; what UTF-8 cannot hold, as "?". Returns its path."""
+    return write_bytes(path, text.encode(errors="replace"))
 
 
 def write_csv(path: Path, frame: "pd.DataFrame") -> Path:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,9 +70,9 @@ def thumbnail(image_root: Path, image: str) -> str:
 
     The key comes from a file of others, and a report gets passed on: it must not carry pictures from elsewhere.
     """
-    root = image_root.resolve()
+    root = Path(os.path.realpath(image_root))  # a link to itself stays what it is
     try:
-        path = (root / image).resolve()
+        path = Path(os.path.realpath(root / image))
         if not path.is_relative_to(root):
             return ""
         picture = load_image(path).rgb
