@@ -158,8 +158,9 @@ def _stack(resamples: Sequence[Values], values: Values) -> Values:
 
 
 def judged_numbers(detectors: Sequence[Detector]) -> list[int]:
-    """Which detectors are there to be judged: the audit's baselines are only a yardstick."""
-    return [i for i, detector in enumerate(detectors) if "metadata_baseline" not in detector.info]
+    """Which detectors are there to be judged: the audit's baselines are only a yardstick, unless they are all."""
+    judged = [i for i, detector in enumerate(detectors) if "metadata_baseline" not in detector.info]
+    return judged or list(range(len(detectors)))
 
 
 def agent_numbers(detectors: Sequence[Detector]) -> list[int]:

@@ -70,7 +70,7 @@ def thumbnail(image_root: Path, image: str) -> str:
 
     The key comes from a file of others, and a report gets passed on: it must not carry pictures from elsewhere.
     """
-    root = Path(os.path.realpath(image_root))  # a link to itself stays what it is
+    root = Path(os.path.realpath(image_root))  # Path.resolve fails at a loop of links before Python 3.13
     try:
         path = Path(os.path.realpath(root / image))
         if not path.is_relative_to(root):
