@@ -2,9 +2,12 @@
 
 python logit_calculation.py                                  # the three agents of results/ -> results/moa_df.csv
 python logit_calculation.py a.csv b.csv --output_csv ab.csv  # any per-image CSVs, upstream's two shapes as well
-python logit_calculation.py --fusion stacked                 # fitted, cross-fitted by source
-python logit_calculation.py --fusion stacked --fit_csv val/a.csv val/b.csv val/c.csv
-python logit_calculation.py --apply results/moa_df.json      # fitted earlier, on other images
+python logit_calculation.py --fusion stacked --output_csv results/stacked.csv  # fitted, cross-fitted by source
+python logit_calculation.py --fusion stacked --fit_csv val/a.csv val/b.csv val/c.csv --output_csv results/stacked.csv
+python logit_calculation.py new/*.csv --apply results/stacked.json --output_csv new.csv  # fitted, on other images
+
+An earlier fusion of the same files by the same rule is written anew; anything else in its place is kept, unless you
+say --overwrite.
 """
 
 import sys
@@ -13,17 +16,18 @@ from pathlib import Path
 
 from dfbench import cli
 from dfbench.fusion.rules import RULES
-from dfbench.models.registry import MOA_DF_CSV, agent_csvs
-from dfbench.predictions.schema import check_input_csvs, check_output_csv
+from dfbench.models.registry import MOA_DF_CSV, agent_csvs, missing_agents
+from dfbench.predictions.schema import FUSION, check_input_csvs, check_output_csv
 
 
 def main() -> None:
     args = parse()
     paths = args.csv or agent_csvs(partial=args.partial)
     check_input_csvs([*paths, *args.fit_csv])
-    check_output_csv(args.output_csv, paths)
-    from dfbench.fusion.fuse import fuse  # brings pandas, which no help and no wrong path needs to wait for
-    from dfbench.predictions.reader import write_detector
+    read = [*paths, *args.fit_csv, *([args.apply] if args.apply else [])]
+    check_output_csv(args.output_csv, read, mark=FUSION, overwrite=args.overwrite)
+    # This brings pandas, which no help and no wrong path needs to wait for.
+    from dfbench.fusion.fuse import fuse, write_fused
 
     fused = fuse(
         paths,
@@ -34,7 +38,11 @@ def main() -> None:
         apply=args.apply,
         partial=args.partial,
     )
-    write_detector(args.output_csv, fused)
+    write_fused(args.output_csv, fused, overwrite=args.overwrite)
+    for agent in [] if args.csv else missing_agents():
+        print(f"{agent.name} is not among them: run `{agent.evaluate_command}` for all of MoA-DF")
+    if not fused.is_finished:
+        print("not all of their runs have finished")
     if "decided_early" in fused.frame:
         print(f"{fused.frame['decided_early'].sum():,} images decided before the early-exited agent looked")
     for agent in fused.info["agents"]:
@@ -66,7 +74,8 @@ def parse() -> Namespace:
     )
     add("--folds", type=cli.positive_int, default=5, help="of cross-fitting, without --fit_csv")
     add("--apply", type=Path, metavar="JSON", help="metadata of a fused CSV: fuse with the numbers fitted there")
-    add("--partial", action="store_true", help="fuse what all agents answered, drop the rest")
+    add("--partial", action="store_true", help="fuse the agents that are there, and what all of them answered")
+    add("--overwrite", action="store_true", help="replace what other programs or fusions wrote to --output_csv")
     args = parser.parse_args()
     if args.apply and (args.fusion or args.weights or args.fit_csv):
         parser.error("--apply brings its own fusion: leave --fusion, --weights and --fit_csv away")

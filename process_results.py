@@ -10,14 +10,14 @@ from argparse import Namespace
 from pathlib import Path
 
 from dfbench import cli
-from dfbench.models.registry import MOA_DF_CSV, detector_csvs
+from dfbench.models.registry import MOA_DF_CSV, detector_csvs, missing_agents
 from dfbench.paths import REPOSITORY, RESULTS
 from dfbench.predictions.schema import check_input_csvs
 
 
 def main() -> None:
     args = parse()
-    paths = args.csv or detector_csvs(partial=args.partial)
+    paths = args.csv or detector_csvs()
     check_input_csvs(paths)
     # These bring pandas and matplotlib, which no help and no wrong path needs to wait for.
     from dfbench.evaluation.evaluate import evaluate
@@ -54,8 +54,11 @@ def main() -> None:
         quiet=args.quiet,
     )
     print("\n".join(result_lines(evaluation)))
+    missing = [] if args.csv else [(agent.name, agent.evaluate_command) for agent in missing_agents()]
     if not args.csv and not MOA_DF_CSV.exists():
-        print("MoA-DF is not among them: run `python logit_calculation.py` first")
+        missing.append(("MoA-DF", "python logit_calculation.py"))
+    for name, command in missing:
+        print(f"{name} is not among them: run `{command}` first")
     write_tables(evaluation, args.output_dir / "tables")
     report = args.output_dir / "report.html"
     write_report(report, evaluation, image_root=args.image_root, features_dir=args.features_dir)

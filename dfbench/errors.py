@@ -11,7 +11,7 @@ class InputError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(plain(" ".join(message.split())))
+        super().__init__(plain_line(message))
 
 
 class OptionError(InputError):
@@ -25,6 +25,11 @@ _NOT_PLAIN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u20
 def plain(text: str) -> str:
     """A text for the terminal: what names and cells hold to move the cursor or to clear the screen shows as escapes."""
     return _NOT_PLAIN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def plain_line(text: str) -> str:
+    """The same on one line."""
+    return plain(" ".join(text.split()))
 
 
 def first_line(error: Exception) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 from tabulate import LATEX_ESCAPE_RULES, SEPARATING_LINE, tabulate
 
+from dfbench.errors import plain_line
 from dfbench.io import write_csv, write_text
 
 WIDTH = 100
@@ -72,7 +73,8 @@ def markdown(table: Table) -> str:
 
 def latex(table: Table) -> str:
     """The table as a LaTeX `tabular` with the rules of booktabs; a section begins with a rule."""
-    rows: list[Any] = [[_plain(cell) for cell in row] for row in [table.header, *table.rows]]
+    # tabulate takes a certain control character for a rule
+    rows: list[Any] = [[plain_line(cell) for cell in row] for row in [table.header, *table.rows]]
     for section in reversed(table.sections):
         rows.insert(section + 1, SEPARATING_LINE)
     notes = [rf"\par{{\footnotesize {_escape_latex(note)}\par}}" for note in table.notes]
@@ -87,17 +89,12 @@ def _tabulate(table: Table, form: str, rows: list[Any]) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    text = _plain(text).replace("&", "&amp;").replace("<", "&lt;")
+    text = plain_line(text).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", text)
 
 
 def _escape_latex(text: str) -> str:
-    return "".join(LATEX_ESCAPE_RULES.get(character, character) for character in _plain(text))
-
-
-def _plain(text: str) -> str:
-    """One line of printable characters; tabulate takes a certain control character for a rule."""
-    return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
+    return "".join(LATEX_ESCAPE_RULES.get(character, character) for character in plain_line(text))
 
 
 def terminal_lines(table: Table, width: int = WIDTH) -> list[str]:
@@ -146,6 +143,6 @@ def _aligned(rows: list[list[str]], columns: list[int], widths: Sequence[int], n
 
 
 def shortened(text: str, limit: int) -> str:
-    """One line without control characters, at most `limit` characters: hostile names must not drive the terminal."""
-    text = "".join(character if character.isprintable() else "?" for character in text)
+    """A `plain_line` of at most `limit` characters."""
+    text = plain_line(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -62,7 +62,7 @@ def test_terminal_aligns_text_left_and_numbers_right():
         "",
         "level    name            n  share",
         "source   a               1    2.5",
-        "         <b>|x|?*y*     10      –",
+        "         <b>|x| *y*     10      –",
         "",
         "overall  100%_$&{}\\^~#  11      Δ",
         "",
@@ -91,7 +91,7 @@ def test_long_notes_are_wrapped():
 
 
 def test_control_characters_and_long_texts_are_cut():
-    assert shortened("a\x1b[1m\tb", 20) == "a?[1m?b"
+    assert shortened("a\x1b[1m\tb", 20) == "a?[1m b"
     assert shortened("x" * 30, 10) == "x" * 9 + "…"
 
 

@@ -103,8 +103,10 @@ def _source_of_folder(folder: str) -> str:
 
 
 def category_of(source: str, label: str) -> Category:
-    """Category of a source; one that the catalogue does not know goes by its label (A or B)."""
-    if source in CATALOGUE:
+    """Category of a source's images with this label (A or B); by the label alone where the catalogue does not know the
+    source, or knows it with the other label.
+    """
+    if source in CATALOGUE and not contradicts_catalogue(source, label):
         return CATALOGUE[source].category
     return Category.OTHER_REAL if label == REAL else Category.OTHER_FAKE
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from dfbench.data.sources import CATALOGUE, DFBENCH, NUM_TEST
+from dfbench.data.sources import CATALOGUE, DFBENCH, NUM_TEST, contradicts_catalogue
 from dfbench.errors import InputError
 from dfbench.evaluation.bootstrap import GroupedPredictions
 from dfbench.evaluation.metrics import METRICS, cohen_kappa, mcnemar_p, percentile_interval, ratio, wilson_interval
@@ -74,7 +74,14 @@ class Evaluation:
     def is_real_test_set(self) -> bool:
         """Whether these are the images of the released test set, a few unreadable ones aside."""
         same_sources = set(self.grouped.cells["source"]) == {source.name for source in DFBENCH}
-        return same_sources and 0.99 * NUM_TEST <= self.num_images <= NUM_TEST
+        return same_sources and not self.contradicting and 0.99 * NUM_TEST <= self.num_images <= NUM_TEST
+
+    @property
+    def contradicting(self) -> list[tuple[str, str, int]]:
+        """(source, label, number of images) of the labels that contradict the catalogue."""
+        counts = np.bincount(self.grouped.cell, minlength=len(self.grouped.cells)).tolist()
+        rows = zip(self.grouped.cells["source"], self.grouped.cells["label"], counts, strict=True)
+        return [row for row in rows if contradicts_catalogue(*row[:2])]
 
     @property
     def num_images(self) -> int:
@@ -151,8 +158,9 @@ def _stack(resamples: Sequence[Values], values: Values) -> Values:
 
 
 def judged_numbers(detectors: Sequence[Detector]) -> list[int]:
-    """Which detectors are there to be judged: the audit's baselines are only a yardstick."""
-    return [i for i, detector in enumerate(detectors) if "metadata_baseline" not in detector.info]
+    """Which detectors are there to be judged: the audit's baselines are only a yardstick, unless they are all."""
+    judged = [i for i, detector in enumerate(detectors) if "metadata_baseline" not in detector.info]
+    return judged or list(range(len(detectors)))
 
 
 def agent_numbers(detectors: Sequence[Detector]) -> list[int]:

@@ -30,6 +30,9 @@ PAPER_ACCURACY = {
 }
 """Accuracy of MoA-DF after fine-tuning that the paper states (arXiv:2506.03007), by level and group."""
 
+PAPER_AGENTS = 3
+"""That its MoA-DF fuses."""
+
 SECTIONS = ("headline", "sources", "categories", "generators", "scores", "agreement", "audit")
 """Those of the report that hold tables."""
 
@@ -242,9 +245,22 @@ def correlation_table(evaluation: Evaluation) -> Content:
     return {"header": header, "rows": rows, "frame": frame, "num_text_columns": 2, "notes": tuple(lines)}
 
 
+def warnings(evaluation: Evaluation) -> list[str]:
+    """What makes the figures doubtful."""
+    lines = []
+    if contradicting := evaluation.contradicting:
+        found = ", ".join(f"{source} ({count:,} labelled {label})" for source, label, count in contradicting)
+        lines.append(f"labels contradict the catalogue of sources: {found}")
+    for detector in evaluation.detectors:
+        if not detector.is_finished:
+            lines.append(f"{detector.name}: its run has not finished")
+    return lines
+
+
 def notes(evaluation: Evaluation) -> tuple[str, ...]:
     """What a reader must know about the images and detectors behind the figures."""
     lines = [f"{STAND_IN_MARK} {STAND_IN_NOTE}"] if evaluation.stand_ins else []
+    lines += warnings(evaluation)
     lines.append(f"{percent(evaluation.share_real)} % of the {evaluation.num_images:,} images are real")
     if evaluation.num_unlabelled:
         lines.append(f"images without a label, left out: {evaluation.num_unlabelled:,}")
@@ -253,8 +269,9 @@ def notes(evaluation: Evaluation) -> tuple[str, ...]:
             lines.append(f"{detector.name}: {lost:,} images left out that not every detector answered")
         if detector.num_errors:
             lines.append(f"{detector.name}: no answer for {detector.num_errors:,} images, which count nowhere")
-        if detector.info.get("finished") is False:
-            lines.append(f"{detector.name}: its run has not finished")
+        agents = detector.info.get("agents")
+        if detector.is_fusion and isinstance(agents, list) and len(agents) < PAPER_AGENTS:
+            lines.append(f"{detector.name}: fused from {len(agents)} agents, and the paper's from {PAPER_AGENTS}")
         for key, words in (("fitted_on", "fitted on "), ("metadata_baseline", "")):
             if isinstance(detector.info.get(key), str):
                 lines.append(f"{detector.name}: {words}{detector.info[key]}")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dfbench.errors import InputError
-from dfbench.predictions.join import Predictions, join
+from dfbench.predictions.join import Predictions, join, refuse_copies
 from dfbench.predictions.probabilities import answers
 from dfbench.predictions.reader import Detector
 
@@ -21,8 +21,12 @@ _ROUNDING = 2e-5
 
 
 def settled_images(detectors: Sequence[Detector]) -> set[str]:
-    """Images that all of these agents answered and whose decision one more agent cannot change."""
+    """Images that all of these agents answered and whose decision one more agent cannot change.
+
+    Raises InputError as `join` and `refuse_copies` do.
+    """
     predictions = join(detectors, partial=True)
+    refuse_copies(predictions)
     return set(predictions.images[_is_settled(predictions)])
 
 

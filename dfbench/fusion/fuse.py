@@ -1,7 +1,9 @@
 """From several agents' per-image CSVs to one fused detector, image by image."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,9 +13,11 @@ from dfbench.errors import InputError
 from dfbench.fusion.early_exit import complete, mark_early
 from dfbench.fusion.fitting import Fusion, cross_fit, fit_on_files, saved_fusion
 from dfbench.fusion.rules import RULES, Weighted
-from dfbench.predictions.join import Predictions, join
+from dfbench.predictions.join import Predictions, join, refuse_copies
 from dfbench.predictions.probabilities import answers
-from dfbench.predictions.reader import Detector, read_detectors
+from dfbench.predictions.reader import Detector, read_detectors, write_detector
+from dfbench.predictions.schema import FUSION, check_output_csv, read_info, taken
+from dfbench.predictions.writer import only_run
 from dfbench.provenance import describe_software
 
 
@@ -27,7 +31,7 @@ def fuse(
     apply: Path | str | None = None,
     partial: bool = False,
 ) -> Detector:
-    """The agents' answers fused into those of one detector, ready for `write_detector` and for `evaluate`.
+    """The agents' answers fused into those of one detector, ready for `write_fused` and for `evaluate`.
 
     agents: per-image CSVs or what was read of them, one an agent. rule: one of `RULES`. weights: of the rule `weighted`
     where they are not to be fitted. fit_csvs: validation CSVs of the same agents to fit on; without them, a rule is
@@ -46,6 +50,7 @@ def fuse(
         if detector.is_fusion:
             raise InputError(f"{detector}: this is a fused detector, which counts its agents twice. Leave it away.")
     predictions = join(detectors, partial=partial)
+    refuse_copies(predictions.take(~np.isin(predictions.images, list(early))))
     if apply:
         fusion = saved_fusion(Path(apply), detectors)
     elif weights is not None:
@@ -66,6 +71,36 @@ def fuse(
         frame = mark_early(frame, early, next(detector.name for detector in detectors if detector.is_early_exited))
     name = "MoA-DF" if fusion.rule.name == "mean_prob" else f"MoA-DF ({fusion.rule.name})"
     return Detector(name, frame, info=_describe(name, fusion, detectors, frame))
+
+
+def write_fused(path: Path, fused: Detector, *, overwrite: bool = False) -> None:
+    """Write what `fuse` gave as a per-image CSV with its metadata.
+
+    Raises InputError, unless `overwrite`, where another run's results stand there: another rule's, or of other agents.
+    """
+    check_output_csv(path, mark=FUSION, overwrite=overwrite)
+    with only_run(path):
+        before = read_info(path)
+        if before and not overwrite and _identity(before) != _identity(fused.info):
+            raise taken(path, f"its scores were fused otherwise ({_summary(before)}, and now {_summary(fused.info)})")
+        write_detector(path, fused, clear=overwrite)
+
+
+def _identity(info: Mapping[str, Any]) -> tuple[object, ...]:
+    """What two fusions must share for one to replace the other's file: the command, but not what it found."""
+    given = None if "fitted_on" in info else info.get("parameters")
+    return info.get(FUSION), given, _csvs(info), info.get("fitted_files")
+
+
+def _summary(info: Mapping[str, Any]) -> str:
+    fitted_on = f", fitted on {info['fitted_on']}" if "fitted_on" in info else ""
+    return f"{info.get(FUSION)} {info.get('parameters') or ''} of {', '.join(_csvs(info))}{fitted_on}"
+
+
+def _csvs(info: Mapping[str, Any]) -> list[str]:
+    agents = info.get("agents")
+    csvs = [agent.get("csv") for agent in agents if isinstance(agent, dict)] if isinstance(agents, list) else []
+    return [os.path.relpath(csv) for csv in csvs if csv and isinstance(csv, str)]
 
 
 def fused_frame(predictions: Predictions, fusion: Fusion) -> pd.DataFrame:
@@ -90,10 +125,12 @@ def _describe(name: str, fusion: Fusion, detectors: Sequence[Detector], frame: p
         }
         for detector in detectors
     ]
+    unfinished = {} if all(detector.is_finished for detector in detectors) else {"finished": False}
     return {
         "detector": name,
         **fusion.describe(),
         "agents": agents,
+        **unfinished,
         "rows": len(frame),
         "answers": {letter: int((frame["answer"] == letter).sum()) for letter in LABELS},
         **describe_software(["numpy", "pandas"]),

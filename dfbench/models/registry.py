@@ -92,6 +92,11 @@ class Agent:
     def csv(self) -> Path:
         return RESULTS / f"{self.name}.csv"
 
+    @property
+    def evaluate_command(self) -> str:
+        """What a user types in the repository to get the CSV."""
+        return f"cd {self.name} && sh {self.evaluate}"
+
 
 FAMILIES: dict[str, Family] = {}
 AGENTS: dict[str, Agent] = {}
@@ -170,24 +175,31 @@ register(
 MOA_DF_CSV = RESULTS / "moa_df.csv"
 
 
+def missing_agents() -> list[Agent]:
+    """The agents whose CSV is not there yet."""
+    return [agent for agent in AGENTS.values() if not agent.csv.exists()]
+
+
 def agent_csvs(*, partial: bool = False) -> list[Path]:
     """The agents' files. Raises InputError, naming the command to run, where one is missing.
 
     With `partial` the missing ones are left out, and only all of them missing is an error.
     """
-    missing = [agent for agent in AGENTS.values() if not agent.csv.exists()]
+    missing = missing_agents()
     if missing and not (partial and len(missing) < len(AGENTS)):
         first = missing[0]
+        others = "" if len(missing) == len(AGENTS) else ", or fuse those that are there with --partial"
         raise InputError(
-            f"{first.csv.relative_to(REPOSITORY)}: no such file. Run `cd {first.name} && sh {first.evaluate}` first, "
-            f"or name the CSVs to read."
+            f"{first.csv.relative_to(REPOSITORY)}: no such file. Run `{first.evaluate_command}` first, "
+            f"or name the CSVs to read{others}."
         )
     return [agent.csv for agent in AGENTS.values() if agent not in missing]
 
 
-def detector_csvs(*, partial: bool = False) -> list[Path]:
-    """The agents' files, then MoA-DF's where there is one."""
-    return agent_csvs(partial=partial) + ([MOA_DF_CSV] if MOA_DF_CSV.exists() else [])
+def detector_csvs() -> list[Path]:
+    """The files of the agents and of MoA-DF, as far as they are there. Raises InputError where none is."""
+    moa_df = [MOA_DF_CSV] if MOA_DF_CSV.exists() else []
+    return moa_df if moa_df and len(missing_agents()) == len(AGENTS) else agent_csvs(partial=True) + moa_df
 
 
 def family_of(model_type: str | None) -> Family | None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -77,6 +78,39 @@ class Predictions:
         return self.take(self.is_labelled)
 
 
+def refuse_copies(predictions: Predictions) -> None:
+    """Raise InputError where two of the agents are one model, which would count twice.
+
+    By their metadata, whatever its weights were loaded as and from where; or by numbers that are the same for each of
+    these images. Answers of two values alone (0 and 1, say) may well be those of two detectors.
+    """
+    for (i, first), (j, second) in combinations(enumerate(predictions.detectors), 2):
+        same = ""
+        if (model := _model(first)) and model == _model(second):
+            same = "the same model by their metadata"
+        elif any(_same_numbers(numbers[:, i], numbers[:, j]) for numbers in (predictions.logits, predictions.prob)):
+            same = f"the same answers to all {len(predictions):,} images"
+        if same:
+            raise InputError(f"{first}, {second}: {same}, which would count twice. Leave one of the two away.")
+
+
+_MODEL = ("model_fingerprint", "adapter_fingerprint", "protocol", "prompt", "image", "questions")
+"""Keys of a scoring run's identity that say which detector it is; the others say how it was run."""
+
+
+def _model(detector: Detector) -> tuple[object, ...] | None:
+    """What the metadata say of a detector's model; None where they do not."""
+    identity = detector.info.get("identity")
+    if not isinstance(identity, dict) or not identity.get("model_fingerprint"):
+        return None
+    return tuple(identity.get(key) for key in _MODEL)
+
+
+def _same_numbers(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether (N, 2) numbers are the same and take more than two values; False where there are none."""
+    return np.array_equal(first, second) and len(np.unique(first[:, 0])) > 2
+
+
 def join(detectors: Sequence[Detector], *, partial: bool = False) -> Predictions:
     """The images that every detector answered, in the first one's order.
 
@@ -89,16 +123,20 @@ def join(detectors: Sequence[Detector], *, partial: bool = False) -> Predictions
         common, union = common.intersection(key, sort=False), union.union(key, sort=False)
     names = ", ".join(map(str, detectors))
     if len(common) == 0:
+        examples = "; ".join(f"{key[0]} in {detector}" for detector, key in zip(detectors, keys, strict=True))
         raise InputError(
-            f"{names}: these files have no image in common. Score the same annotations with each detector."
+            f"{names}: these files have no image in common ({examples}). Score the same annotations with each "
+            f"detector, and name the images by the same paths."
         )
     if len(common) < len(union) and not partial:
-        lost = [f"{d} lacks {len(union) - len(key)}" for d, key in zip(detectors, keys, strict=True)]
-        lost = [text for text, key in zip(lost, keys, strict=True) if len(key) < len(union)]
-        example = next(image for image in union if image not in set(common))
+        lost = [
+            f"{detector} lacks {len(union) - len(key)} of {len(union)}, such as {union.difference(key, sort=False)[0]}"
+            for detector, key in zip(detectors, keys, strict=True)
+            if len(key) < len(union)
+        ]
         raise InputError(
-            f"{names}: different images ({'; '.join(lost)} of {len(union)}, such as {example}). Finish the scoring "
-            f"runs, or join what is common with --partial."
+            f"{names}: different images ({'; '.join(lost)}). Finish the scoring runs, name the images by the same "
+            f"paths, or join what is common with --partial."
         )
     images = keys[0][keys[0].isin(common)]
     labels = np.full(len(images), "", dtype=object)

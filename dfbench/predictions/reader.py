@@ -1,9 +1,12 @@
 """Whole per-image CSVs (`dfbench.predictions.schema`) as `Detector`s: read ours and upstream's shapes, write."""
 
 import csv
+import os
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,11 @@ import pandas as pd
 
 from dfbench.data.annotations import normalize_key
 from dfbench.data.sources import LABELS
-from dfbench.errors import InputError, shorten
-from dfbench.io import write_csv, write_json
+from dfbench.errors import InputError, plain_line, shorten
+from dfbench.io import atomic_write, csv_cells, write_csv, write_json
 from dfbench.predictions.probabilities import answers, probabilities
-from dfbench.predictions.schema import COLUMNS, check_input_csvs, errors_path, info_path, read_info
+from dfbench.predictions.schema import COLUMNS, FUSION, SCORING, check_input_csvs, errors_path, info_path, read_info
+from dfbench.predictions.writer import remove_results
 
 UPSTREAM_QWEN = ("image_path", "predicted_reply", "true_label", "logprob_A", "logprob_B", "prob_A", "prob_B")
 UPSTREAM_INTERNVL = ("imgname", "answer", "output", "prob_A", "prob_B")
@@ -29,7 +33,11 @@ _SUM_TOLERANCE = 1.5e-4
 _LOGIT_TOLERANCE = 1e-3
 """How far prob_A may be from the softmax of logits that another program rounded."""
 
+_FLOAT32_ROUNDING = 1.5e-7
+"""How far two float32 numbers that sum to 1 are from it, as decimals."""
+
 _LONGEST_NAME = 80
+_LONGEST_LINE = 1 << 16
 
 _FAST_TYPES = {"image": str, "label": str, "answer": str} | dict.fromkeys(COLUMNS[3:], np.float32)
 
@@ -56,7 +64,12 @@ class Detector:
 
     @property
     def is_fusion(self) -> bool:
-        return "fusion" in self.info
+        return FUSION in self.info
+
+    @property
+    def is_finished(self) -> bool:
+        """False where the run that writes it was stopped or is under way; of a fusion, that of one of its agents."""
+        return self.info.get("finished") is not False
 
     @property
     def is_early_exited(self) -> bool:
@@ -72,16 +85,25 @@ def read_detector(path: Path | str) -> Detector:
     """Read one per-image CSV: ours, or either of upstream's two, told apart by the column names.
 
     Raises InputError, naming file, row and column, for missing columns, no rows, duplicate keys, a label or answer
-    other than A or B, a value that is no probability, and pairs that do not sum to 1 or contradict the answer.
+    other than A or B, a value that is no probability, pairs that do not sum to 1 or contradict the answer, and a file
+    that was cut off.
     """
     path = Path(path)
     check_input_csvs([path])
+    info = read_info(path)
+    _refuse_cut(path, info)
     try:
         frame, num_errors = _parse(_read_table(path, _FAST_TYPES), path)
     except (ValueError, InputError):
         # Four times slower, but the cells are there as they stand in the file, to be quoted.
         frame, num_errors = _parse(_read_table(path, str), path)
-    return Detector(path.stem, frame, path, read_info(path), num_errors)
+    rows = info.get("rows")
+    if _is_ours(info) and type(rows) is int and rows != len(frame):
+        raise InputError(
+            f"{path}: the file has {len(frame):,} rows, and by {info_path(path).name} {rows:,} were written. Repeat "
+            f"the command that wrote it or, if they were taken out on purpose, correct `rows` there."
+        )
+    return Detector(plain_line(path.stem), frame, path, info, num_errors)
 
 
 def read_detectors(paths: Sequence[Path | str | Detector]) -> list[Detector]:
@@ -95,21 +117,60 @@ def read_detectors(paths: Sequence[Path | str | Detector]) -> list[Detector]:
         if isinstance(path, Detector):
             detectors.append(path)
             continue
-        if Path(path).resolve() in seen:
+        if (place := os.path.realpath(path)) in seen:
             raise InputError(f"{path}: the same file is named twice. Name it once.")
-        seen.add(Path(path).resolve())
+        seen.add(place)
         detector = read_detector(path)
         name = detector.info.get("detector")
-        detector.name = name.strip()[:_LONGEST_NAME] if isinstance(name, str) and name.strip() else detector.name
+        detector.name = (plain_line(name) if isinstance(name, str) else "")[:_LONGEST_NAME] or detector.name
         detectors.append(detector)
     names = [detector.name for detector in detectors]
     for detector in detectors:
         if names.count(detector.name) > 1 and detector.path:
-            detector.name = f"{detector.path.resolve().parent.name}/{detector.name}"
+            detector.name = plain_line(f"{detector.path.resolve().parent.name}/{detector.name}")
     for i, detector in enumerate(detectors):
-        if detector.name in [other.name for other in detectors[:i]]:
-            detector.name = str(detector)
+        taken = {other.name for other in detectors[:i]}
+        if detector.name in taken:
+            detector.name = plain_line(str(detector))
+        if detector.name in taken:
+            detector.name = f"{detector.name} ({i + 1})"
     return detectors
+
+
+def _is_ours(info: dict[str, Any]) -> bool:
+    return SCORING in info or FUSION in info
+
+
+def _refuse_cut(path: Path, info: dict[str, Any]) -> None:
+    """Raise InputError where a file ends inside its last row.
+
+    Our programs end each row with a line break. Other files often lack the last one: of these, a row with too few
+    cells was cut, and one whose last cell, a probability, has fewer digits than the other and does not complete it
+    to 1, as closely as that one is rounded.
+    """
+    with path.open("rb") as file:
+        header = csv_cells(file.readline().decode("utf-8-sig", "replace").rstrip("\r\n"))
+        file.seek(max(0, path.stat().st_size - _LONGEST_LINE))
+        line = re.split(rb"[\r\n]", file.read())[-1].decode(errors="replace")
+    if not line:
+        return
+    cells = csv_cells(line)
+    if _is_ours(info) or len(cells) < len(header) or (header[-1:] in (_PROB[:1], _PROB[1:]) and _is_cut(header, cells)):
+        raise InputError(f"{path}: the last row ends in {shorten(line[-20:])}: the file was cut off. Write it again.")
+
+
+def _is_cut(header: list[str], cells: list[str]) -> bool:
+    """Whether the last cell, one of the two probabilities, seems to lack digits."""
+    row = dict(zip(header, cells, strict=False))
+    try:
+        last, other = (Decimal(row[column].strip()) for column in (header[-1], _PROB[header[-1] == _PROB[0]]))
+        if not (0 <= last <= 1 and 0 <= other <= 1):
+            return False
+    except (KeyError, ArithmeticError):  # what is no number is named when the rows are read
+        return False
+    _, digits, exponent = other.as_tuple()
+    rounded = max(10.0**exponent, 10.0 ** -len(digits), _FLOAT32_ROUNDING)
+    return last.as_tuple().exponent > exponent and abs(float(last + other) - 1) > 1.5 * rounded
 
 
 def _read_table(path: Path, dtype: type | dict[str, type]) -> pd.DataFrame:
@@ -256,22 +317,29 @@ def _bad_cell(path: Path, row: int, column: object, found: str, expected: str) -
 
 
 def _count_errors(path: Path) -> int:
-    if not path.exists():
+    if not path.is_file():
         return 0
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        return max(0, sum(1 for _ in csv.reader(file)) - 1)
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            return max(0, sum(1 for _ in csv.reader(file)) - 1)
+    except csv.Error as error:
+        raise InputError(f"{path}: this is no CSV of images and their errors ({error}). Move it away.") from None
 
 
 # ----------------------------------------------------------------------------------------------------------------
 # writing
 
 
-def write_detector(path: Path, detector: Detector) -> None:
+def write_detector(path: Path, detector: Detector, *, clear: bool = False) -> None:
     """Write a per-image CSV and its metadata, each put in place at once. Columns beyond COLUMNS come after them.
 
-    Numbers are written as `io.write_csv` says.
+    clear: delete what else lies beside a CSV that stood there. Numbers are written as `io.write_csv` says.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     extra = [column for column in detector.frame if column not in COLUMNS]
-    write_csv(path, detector.frame[[*COLUMNS, *extra]])
-    write_json(info_path(path), detector.info)
+    with atomic_write(path) as temporary:
+        write_csv(temporary, detector.frame[[*COLUMNS, *extra]])
+        if clear:
+            remove_results(path)
+        # Before the CSV: rows without metadata could be anybody's, and would not be replaced again.
+        write_json(info_path(path), detector.info)

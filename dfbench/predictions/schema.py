@@ -15,7 +15,8 @@ reservations (a truncated file) stands in `<name>.warnings.csv` (`image,warning`
 file came about. Numbers carry as many digits as float32 needs to be read back exactly.
 """
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ COLUMNS = ("image", "label", "answer", "logit_A", "logit_B", "prob_A", "prob_B")
 ERROR_COLUMNS = ("image", "error")
 WARNING_COLUMNS = ("image", "warning")
 
+SCORING, FUSION = "identity", "fusion"
+"""Keys of the metadata by which a CSV is known as one that a scoring run wrote, or that was fused."""
+
 NOT_FINITE = "logits are not finite"
 """The one error that is the model's and not the image file's."""
 
@@ -41,16 +45,19 @@ def check_input_csvs(csv_paths: Iterable[Path]) -> None:
             raise InputError(f"{path}: {what}. Run evaluate_logit.py first, or name another per-image CSV.")
 
 
-def check_output_csv(csv_path: Path, inputs: Iterable[Path] = ()) -> None:
+def check_output_csv(csv_path: Path, inputs: Iterable[Path] = (), *, mark: str, overwrite: bool = False) -> None:
     """Raise InputError where a per-image CSV cannot be written to this path, or would take something else's place: one
-    of the files that are read (`inputs`), or a `.json` beside it that no run of ours wrote.
+    of the files that are read (`inputs`), a `.json` beside it that no run of ours wrote, and, unless `overwrite`, what
+    another program wrote.
+
+    mark: the program's own, SCORING or FUSION. Scoring goes on with rows whose metadata are missing, and looks at them.
     """
     if csv_path.suffix != ".csv" or csv_path.is_dir():
         what = "this is a folder" if csv_path.is_dir() else "this is no CSV"
         raise InputError(f"{csv_path}: {what}; expected a name that ends in .csv. Name another --output_csv.")
-    read = {path.resolve() for path in inputs}
+    read = {os.path.realpath(path) for path in inputs}
     for path in (csv_path, info_path(csv_path), errors_path(csv_path), warnings_path(csv_path)):
-        if path.resolve() in read:
+        if os.path.realpath(path) in read:
             raise InputError(f"{path}: this file is read as well and would be overwritten. Name another --output_csv.")
     try:
         csv_path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,14 +66,24 @@ def check_output_csv(csv_path: Path, inputs: Iterable[Path] = ()) -> None:
             f"{csv_path.parent}: this folder cannot be made ({error.strerror}). Name another --output_csv."
         ) from None
     info = info_path(csv_path)
-    if info.exists() and not _OUR_KEYS & read_metadata(info).keys():
+    keys = read_metadata(info).keys() if info.exists() else None
+    if keys is not None and keys.isdisjoint((SCORING, FUSION, "detector")):
         raise InputError(
             f"{info}: no run wrote this file, and the metadata of {csv_path.name} would overwrite it. "
             f"Name another --output_csv."
         )
+    is_foreign = mark not in keys if keys is not None else mark == FUSION and csv_path.exists()
+    if is_foreign and not overwrite:
+        raise taken(csv_path, f"its scores are those of {_writer(keys or ())}")
 
 
-_OUR_KEYS = {"identity", "detector"}
+def _writer(keys: Collection[str]) -> str:
+    return "a scoring run" if SCORING in keys else "a fusion" if FUSION in keys else "another program"
+
+
+def taken(csv_path: Path, found: str) -> InputError:
+    """The error of an output that holds results of something else, in words."""
+    return InputError(f"{csv_path}: {found}. Name another --output_csv, or replace them with --overwrite.")
 
 
 def errors_path(csv_path: Path) -> Path:

@@ -20,7 +20,7 @@ from dfbench.errors import InputError
 from dfbench.evaluation.evaluate import Evaluation
 from dfbench.evaluation.metrics import METRICS, percent
 from dfbench.evaluation.shortcut_audit import MATCHED
-from dfbench.evaluation.tables import SECTIONS, STAND_IN_NOTE, TABLES, make_tables, notes
+from dfbench.evaluation.tables import SECTIONS, STAND_IN_NOTE, TABLES, make_tables, notes, warnings
 from dfbench.features.plots import FeatureReport, build_feature_report
 from dfbench.io import write_text
 from dfbench.report import plots
@@ -66,6 +66,7 @@ def write_report(path: Path, evaluation: Evaluation, *, image_root: Path, featur
         style=Markup(style),
         script_hash=script_hash,
         stand_in_note=STAND_IN_NOTE if evaluation.stand_ins else "",
+        warnings=warnings(evaluation),
         notes=notes(evaluation),
         cards=headline(evaluation),
         tables=_tables(evaluation),

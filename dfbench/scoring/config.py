@@ -77,9 +77,10 @@ class ScoringConfig:
 
 def check_inputs(config: ScoringConfig) -> None:
     """Raise InputError for a path that leads nowhere and for a model of another family, before anything is loaded."""
-    from dfbench.predictions.schema import check_output_csv  # imports NumPy
+    from dfbench.predictions.schema import SCORING, check_output_csv  # imports NumPy
 
-    check_output_csv(config.output_csv, [config.annotations, *config.only_undecided])
+    inputs = [config.annotations, *config.only_undecided]
+    check_output_csv(config.output_csv, inputs, mark=SCORING, overwrite=config.overwrite)
     if not config.image_root.is_dir():
         raise InputError(f"{config.image_root}: no such folder. Correct --image_root, where the image paths start.")
     next(iter_rows(config.annotations), None)

@@ -57,7 +57,9 @@ def test_source_of(image, source):
 
 def test_category_and_label():
     assert category_of("edit", "B") is Category.AI_EDITED
-    assert category_of("edit", "A") is Category.AI_EDITED
+    assert category_of("Flick8k", "A") is Category.REAL_PRISTINE
+    assert category_of("Flick8k", "B") is Category.OTHER_FAKE
+    assert category_of("edit", "A") is Category.OTHER_REAL
     assert category_of("my_photos", "A") is Category.OTHER_REAL
     assert category_of("my_generator", "B") is Category.OTHER_FAKE
     assert Source("x", Category.AI_EDITED).label == "B"

@@ -77,6 +77,13 @@ def test_counts_by_hand(evaluation, level, group, n, count_a, count_b, correct):
     assert found["accuracy"] == pytest.approx(correct / n)
 
 
+def test_baselines_alone_are_judged():
+    baseline, other = detector("x", ANSWERS, LABELS), detector("y", ANSWERS, LABELS)
+    baseline.info = {"metadata_baseline": "size alone"}
+    assert evaluate([baseline, other]).judged == ["y"]
+    assert evaluate([baseline]).judged == ["x"]
+
+
 def test_overall_metrics_by_hand(evaluation):
     # TP 4, FN 3, TN 4, FP 1.
     found = row(evaluation, "x", "overall", "all images")

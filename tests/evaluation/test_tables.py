@@ -124,13 +124,51 @@ def test_notes_count_what_is_left_out():
     x.num_errors, x.info, y.info = 3, {"fitted_on": "images of other sources"}, {"finished": False}
     x.frame.loc[0, "label"] = y.frame.loc[0, "label"] = ""
     assert make_tables(evaluate([x, y], partial=True))["accuracy"].notes == (
+        "y: its run has not finished",
         "46.15 % of the 13 images are real",
         "images without a label, left out: 1",
         "x: 2 images left out that not every detector answered",
         "x: no answer for 3 images, which count nowhere",
         "x: fitted on images of other sources",
-        "y: its run has not finished",
     )
+
+
+def test_labels_that_contradict_the_catalogue_are_warned_of_and_counted_by_label():
+    """LIVE is real distorted, Flick8k real pristine, Kolors generated, and `mine` is not in the catalogue."""
+    x = random_detector("x", {"LIVE": "B", "Flick8k": "A", "Kolors": "B", "mine": "B"})
+    x.frame.loc[x.frame["image"] == "DFBench/Kolors/3.jpg", "label"] = "A"
+    warning = "labels contradict the catalogue of sources: LIVE (8 labelled B), Kolors (1 labelled A)"
+    evaluation = evaluate([x])
+    table = make_tables(evaluation)["accuracy"]
+    assert table.notes[0] == warning
+    assert warning in result_lines(evaluation)
+    assert [row[:3] for row in table.rows] == [
+        ["real pristine", "Flick8k", "8"],
+        ["other fake", "LIVE", "8"],
+        ["mixed", "Kolors", "8"],
+        ["other fake", "mine", "8"],
+        ["category", "real pristine", "8"],
+        ["category", "AI-generated", "7"],
+        ["category", "other real", "1"],
+        ["category", "other fake", "16"],
+        ["class", "real", "9"],
+        ["class", "fake", "23"],
+        ["overall", "all images", "32"],
+    ]
+    assert not any("catalogue" in line for line in result_lines(evaluate([random_detector("x", SOURCES)])))
+
+
+def test_the_paper_does_not_stand_beside_other_labels():
+    sources = {source.name: source.label for source in DFBENCH} | {"CLIVE": "B"}
+    evaluation = evaluate([random_detector("MoA-DF", sources, num_images=NUM_TEST // 21)])
+    assert PAPER_COLUMN not in make_tables(evaluation)["accuracy"].header
+
+
+def test_a_fusion_of_fewer_agents_than_the_papers_says_so():
+    moa_df = random_detector("MoA-DF", SOURCES)
+    for names, note in (("abc", ()), ("ab", ("MoA-DF: fused from 2 agents, and the paper's from 3",))):
+        moa_df.info = {"fusion": "mean_prob", "agents": [{"name": name} for name in names]}
+        assert make_tables(evaluate([moa_df]))["accuracy"].notes[1:] == note
 
 
 def test_accuracy_lines_without_labels_count_the_answers():

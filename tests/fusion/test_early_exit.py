@@ -24,10 +24,10 @@ def images(count: int) -> list[str]:
 
 
 def test_an_image_is_open_while_the_third_agent_can_turn_it():
-    # P1 + P2: 0.4 and 1.6 are settled (the third adds at most 1, at least 0; 1.5 decides); 0.5, 1.0 and 1.5 are open.
-    first = np.array([0.2, 0.8, 0.25, 0.5, 0.75])
+    # P1 + P2: 0.375 and 1.625 are settled (the third adds at most 1, at least 0; 1.5 decides); 0.5, 1.0, 1.5 are open.
+    first, second = np.array([0.125, 0.875, 0.25, 0.5, 0.75]), np.array([0.25, 0.75, 0.25, 0.5, 0.75])
     names = images(5)
-    settled = settled_images([detector("a", first, names), detector("b", first, names)])
+    settled = settled_images([detector("a", first, names), detector("b", second, names)])
     assert settled == {names[0], names[1]}
 
 
@@ -96,3 +96,19 @@ def test_only_one_agent_can_be_the_last():
     agents = [detector(name, np.array([0.5]), images(1), only_undecided=["a.csv"]) for name in "abc"]
     with pytest.raises(InputError, match="3 agents ran with --only_undecided"):
         complete(agents)
+
+
+def test_a_copy_does_not_settle_what_another_agent_would_not():
+    agents = [detector(name, np.array([0.2, 0.8, 0.25]), images(3)) for name in "ab"]
+    with pytest.raises(InputError, match="a, b: the same answers to all 3 images"):
+        settled_images(agents)
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_pandas_has_nothing_to_say_about_the_completed_rows():
+    agents = [detector(name, np.array([0.5, 0.9]), images(2)) for name in "ab"]
+    last = detector("c", np.array([0.5]), images(1), only_undecided=["a.csv", "b.csv"])
+    last.frame[["logit_A", "logit_B"]] = np.float32([0, 0])
+    completed, _ = complete([*agents, last])
+    assert completed[2].frame["logit_A"].tolist()[0] == 0
+    assert completed[2].frame.dtypes.equals(last.frame.dtypes)

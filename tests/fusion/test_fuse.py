@@ -7,10 +7,12 @@ import pytest
 from dfbench.errors import InputError
 from dfbench.evaluation.evaluate import evaluate
 from dfbench.fusion.fitting import Fold, Fusion
-from dfbench.fusion.fuse import fuse, fused_frame
+from dfbench.fusion.fuse import fuse, fused_frame, write_fused
 from dfbench.fusion.rules import Stacked
+from dfbench.io import write_json
 from dfbench.predictions.join import join
 from dfbench.predictions.reader import Detector, read_detector, write_detector
+from dfbench.predictions.schema import errors_path, info_path
 
 
 def detector(name: str, prob_fake: list[float]) -> Detector:
@@ -34,7 +36,7 @@ def test_folds_apply_to_their_own_sources():
 def test_a_fused_file_reads_back_with_its_provenance(tmp_path):
     agents = [detector("x", [0.9, 0.1, 0.5]), detector("y", [0.7, 0.3])]
     agents[1].num_errors = 1
-    write_detector(tmp_path / "moa_df.csv", fuse(agents, partial=True))
+    write_fused(tmp_path / "moa_df.csv", fuse(agents, partial=True))
     found = read_detector(tmp_path / "moa_df.csv")
     np.testing.assert_allclose(found.frame["prob_B"], [0.8, 0.2], rtol=1e-6)
     assert found.info["detector"] == "MoA-DF"
@@ -81,6 +83,119 @@ def test_upstream_files_are_fused_by_probabilities_not_by_position(tmp_path):
     assert fused["answer"].tolist() == ["A", "B"]
     np.testing.assert_allclose(fused["prob_A"], [1.7 / 3, 1.4 / 3], rtol=1e-6)
     assert fused["label"].tolist() == ["A", "B"]
+
+
+# Whose place a fused file takes.
+
+
+@pytest.fixture
+def agent_csvs(tmp_path):
+    """Three agents of a scoring run, with metadata and an error each."""
+    paths = []
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        path = tmp_path / f"{name}.csv"
+        agent = detector(name, list(rng.random(20)))
+        agent.frame["answer"] = np.where(agent.frame["prob_A"] > agent.frame["prob_B"], "A", "B")
+        agent.info = {"identity": {"model_fingerprint": name}, "finished": True, "rows": 20}
+        write_detector(path, agent)
+        errors_path(path).write_text("image,error\nDFBench/edit/99.jpg,gone\n")
+        paths.append(path)
+    return paths
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_fused_file_does_not_take_an_agents_place(agent_csvs, tmp_path):
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"c\.csv: its scores are those of a scoring run"):
+        write_fused(agent_csvs[2], fuse(agent_csvs[:2]))
+    assert contents(tmp_path) == before
+    write_fused(agent_csvs[2], fuse(agent_csvs[:2]), overwrite=True)
+    found = read_detector(agent_csvs[2])
+    assert found.is_fusion
+    assert found.num_errors == 0
+    assert contents(tmp_path).keys() == before.keys() - {"c.errors.csv"}
+
+
+def test_the_same_fusion_is_written_again(agent_csvs, tmp_path):
+    path = tmp_path / "f" / "moa_df.csv"
+    weights = [1.0, 2, 3]
+    for options in ({}, {"rule": "vote"}, {"rule": "weighted", "weights": weights}):
+        write_fused(path, fuse(agent_csvs, **options), overwrite=True)
+        before = contents(path.parent)
+        write_fused(path, fuse(agent_csvs, **options))
+        assert contents(path.parent) == before
+    # Agents that were scored again have other numbers, and are the same agents.
+    agent = read_detector(agent_csvs[0])
+    agent.frame[["prob_A", "prob_B"]] = np.float32([0.25, 0.75])
+    agent.frame["answer"] = "B"
+    write_detector(agent_csvs[0], agent)
+    write_fused(path, fuse(agent_csvs, "weighted", weights=weights))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "options"),
+    [
+        (slice(2), {"rule": "weighted", "weights": [1, 2]}),
+        (slice(3), {}),
+        (slice(3), {"rule": "weighted", "weights": [1, 2, 4]}),
+    ],
+)
+def test_another_fusion_needs_another_name(agent_csvs, tmp_path, chosen, options):
+    path = tmp_path / "f" / "moa_df.csv"
+    write_fused(path, fuse(agent_csvs, "weighted", weights=[1, 2, 3]))
+    before = contents(path.parent)
+    with pytest.raises(InputError, match=r"moa_df\.csv: its scores were fused otherwise \(weighted .*--overwrite"):
+        write_fused(path, fuse(agent_csvs[chosen], **options))
+    assert contents(path.parent) == before
+
+
+def test_a_kill_between_metadata_and_rows_is_mended_by_the_same_command(agent_csvs, tmp_path):
+    path = tmp_path / "f" / "moa_df.csv"
+    write_fused(path, fuse(agent_csvs))
+    path.unlink()
+    write_fused(path, fuse(agent_csvs))
+    assert len(read_detector(path).frame) == 20
+
+
+# Agents that are one.
+
+
+def test_a_copy_of_an_agent_does_not_count_twice(agent_csvs, tmp_path):
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes(agent_csvs[0].read_bytes())
+    with pytest.raises(InputError) as caught:
+        fuse([*agent_csvs, copy])
+    assert str(caught.value).startswith(
+        f"{agent_csvs[0]}, {copy}: the same answers to all 20 images, which would count"
+    )
+
+
+def test_the_same_model_does_not_count_twice_whatever_it_answers(agent_csvs):
+    for path, dtype in zip(agent_csvs[:2], ("float32", "bfloat16"), strict=True):
+        write_json(info_path(path), {"identity": {"model_fingerprint": "1f", "dtype": dtype}})
+    with pytest.raises(
+        InputError, match=r"a\.csv, .*b\.csv: the same model by their metadata, which would count twice"
+    ):
+        fuse(agent_csvs)
+    write_json(info_path(agent_csvs[1]), {"identity": {"model_fingerprint": "1f", "prompt": "another"}})
+    fuse(agent_csvs)
+
+
+def test_detectors_that_say_0_or_1_may_agree():
+    answers = [1.0, 0.0, 1.0, 1.0]
+    assert len(fuse([detector("x", answers), detector("y", answers)]).frame) == 4
+
+
+def test_a_fusion_of_runs_that_have_not_finished_has_not_either(agent_csvs):
+    assert fuse(agent_csvs).is_finished
+    write_json(info_path(agent_csvs[1]), {"identity": {"model_fingerprint": "b"}, "finished": False})
+    fused = fuse(agent_csvs)
+    assert not fused.is_finished
+    assert fused.info["finished"] is False
 
 
 def test_an_unknown_rule_names_those_that_there_are():

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from dfbench.errors import InputError
-from dfbench.predictions.join import join
+from dfbench.predictions.join import join, refuse_copies
 from dfbench.predictions.reader import Detector
 
 
@@ -43,7 +43,7 @@ def test_what_follows_from_the_predictions():
 def test_join_of_different_images_says_who_lacks_how_many():
     detectors = [detector("a", f1=0.5, r1=0.5, r2=0.5), detector("b", f1=0.5), detector("c", f1=0.5, f9=0.5)]
     with pytest.raises(
-        InputError, match=r"a lacks 1; b lacks 3; c lacks 2 of 4, such as DFBench/edit/r1\.jpg.*--partial"
+        InputError, match=r"\(a lacks 1 of 4, such as \S+/f9\.jpg; b lacks 3 of 4, such as \S+/r1\.jpg; c .*--partial"
     ):
         join(detectors)
     assert join(detectors, partial=True).images.tolist() == ["DFBench/edit/f1.jpg"]
@@ -62,3 +62,25 @@ def test_join_takes_labels_from_whoever_has_them_and_refuses_a_clash():
     wrong.frame["label"] = "A"
     with pytest.raises(InputError, match=r"c: the label of DFBench/edit/f1\.jpg is A, but B in an earlier file"):
         join([unlabelled, labelled, wrong])
+
+
+def test_join_of_files_with_other_paths_shows_one_of_each():
+    here, there = detector("here", f1=0.5), detector("there", f1=0.5)
+    there.frame["image"] = "/data/" + there.frame["image"]
+    with pytest.raises(InputError, match=r"\(DFBench/edit/f1\.jpg in here; /data/DFBench/edit/f1\.jpg in there\)"):
+        join([here, there])
+    there.frame.loc[1] = here.frame.loc[0]
+    with pytest.raises(InputError, match=r"here lacks 1 of 2, such as /data/DFBench/edit/f1\.jpg\)"):
+        join([here, there])
+
+
+def test_copies_are_found_by_logits_or_probabilities():
+    first, other = (detector(name, f1=0.5, f2=0.25, f3=0.125) for name in "ab")
+    other.frame["logit_A"] = np.float32([1, 2, 3])
+    with pytest.raises(InputError, match="a, b: the same answers to all 3 images"):
+        refuse_copies(join([first, other]))
+    other.frame.loc[2, ["prob_A", "prob_B"]] = np.float32([0.25, 0.75])
+    refuse_copies(join([first, other]))
+    first.frame["logit_A"] = np.float32([1, 2, 3])
+    with pytest.raises(InputError, match="a, b: the same answers to all 3 images"):
+        refuse_copies(join([first, other]))

@@ -1,5 +1,6 @@
 """The per-image CSV: every shape read, every bad cell named."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,73 @@ def test_errors_beside_the_file_are_counted(tmp_path):
     write(tmp_path / "a.csv", *GOOD)
     write(tmp_path / "a.errors.csv", 'DFBench/edit/2.jpg,"file\nis missing"', header="image,error")
     assert read_detector(tmp_path / "a.csv").num_errors == 1
+    write(tmp_path / "a.errors.csv", "DFBench/edit/2.jpg," + "x" * 131_073, header="image,error")
+    with pytest.raises(InputError, match=r"a\.errors\.csv: this is no CSV of images and their errors .* Move it away"):
+        read_detector(tmp_path / "a.csv")
+
+
+# Files that were cut off.
+
+FUSED_HEADER = HEADER + ",prob_B_x"
+WHOLE = {
+    "ours": (HEADER, GOOD),
+    "fused": (FUSED_HEADER, ("x.jpg,B,B,,,0.25,0.75,0.5", "y.jpg,B,B,,,0.25,0.75,0.875")),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_file_of_ours_that_lacks_its_last_bytes_is_refused(tmp_path, kind):
+    header, lines = WHOLE[kind]
+    write(tmp_path / "a.csv", *lines, header=header)
+    write_json(tmp_path / "a.json", {"fusion" if kind == "fused" else "identity": {}, "rows": 2})
+    whole = (tmp_path / "a.csv").read_bytes()
+    assert len(read_detector(tmp_path / "a.csv").frame) == 2
+    last_row = len(lines[-1]) + 1
+    for cut in range(1, last_row):
+        (tmp_path / "a.csv").write_bytes(whole[:-cut])
+        with pytest.raises(InputError, match=r"a\.csv: the last row ends in .*: the file was cut off"):
+            read_detector(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_bytes(whole[:-last_row])
+    with pytest.raises(InputError, match=r"a\.csv: the file has 1 rows, and by a\.json 2 were written"):
+        read_detector(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        "0.26894143,0.7310586",
+        "0.5,0.5",
+        "1.0,0.0",
+        "1.0,3.4e-09",
+        "0.0123457,0.987654",
+        "0.3334,0.6667",
+        "0.1000,0.9",
+        "1.2e-5,0.99999",
+        "0.012345678901234567,0.9876543210987654",
+    ],
+)
+def test_a_foreign_file_may_lack_its_last_line_break(tmp_path, cells):
+    answer = "A" if float(cells.split(",")[0]) > 0.5 else "B"
+    (tmp_path / "a.csv").write_text(f"{HEADER}\n{GOOD[0]}\nx.jpg,,{answer},,,{cells}")
+    assert len(read_detector(tmp_path / "a.csv").frame) == 2
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        (HEADER, "x.jpg,A,A,,,0.73105857,0.26894"),
+        (HEADER, "x.jpg,A,A,,,0.7310585786300049,0.268941"),
+        (HEADER, "x.jpg,A,A,,,0.987654,0.01234"),
+        (HEADER + ",prob_B_x", "x.jpg,A,A,,,0.75,0.25"),
+        ("imgname,answer,output,prob_A,prob_B", "x.jpg,A,A,0.7310586,0.26894"),
+        ("imgname,answer,output,prob_B,prob_A", "x.jpg,A,A,0.268941,0.73105"),
+    ],
+)
+def test_a_foreign_file_that_ends_inside_its_last_cell_is_refused(tmp_path, header, row):
+    path = tmp_path / "a.csv"
+    path.write_text(f"{header}\n{row}")
+    with pytest.raises(InputError, match=r"a\.csv: the last row ends in .*: the file was cut off\. Write it again"):
+        read_detector(path)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +256,23 @@ def test_names_come_from_metadata_then_file_then_folder(tmp_path):
     ]
     write_json(tmp_path / "moa_df.json", {"detector": "MoA-DF"})
     assert [found.name for found in read_detectors(paths)] == ["a/scores", "b/scores", "MoA-DF"]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [("\ud800x", "?x"), ("\x1b[31mred\x07", "?[31mred?"), ("two\nlines", "two lines"), ("\x1f", "a"), (7, "a")],
+)
+def test_names_that_no_terminal_or_file_should_get_are_made_harmless(tmp_path, given, name):
+    path = write(tmp_path / "a.csv", *GOOD)
+    (tmp_path / "a.json").write_text(json.dumps({"detector": given}))
+    assert [found.name for found in read_detectors([path])] == [name]
+
+
+def test_names_stay_different_when_they_are_made_harmless(tmp_path):
+    paths = [write(tmp_path / f"a{character}.csv", *GOOD) for character in "\x01\x02\x03"]
+    names = [found.name for found in read_detectors(paths)]
+    assert len(set(names)) == 3
+    assert all(name.isprintable() for name in names)
 
 
 def test_the_same_file_twice_is_refused(tmp_path):

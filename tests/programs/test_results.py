@@ -22,7 +22,7 @@ SOURCES = {"Flick8k": "A", "koniq10k": "A", "edit": "B", "NOVA": "B", "PixArt": 
 
 
 def run(program: str, *arguments: object, root: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(root / program), *map(str, arguments)]
+    command = [sys.executable, "-W", "error::FutureWarning", str(root / program), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -136,13 +136,103 @@ def test_defaults_meet(house):
 
 
 @pytest.mark.parametrize("program", ["logit_calculation.py", "process_results.py"])
-def test_a_missing_default_names_the_command_to_run(house, program):
-    write_csv(house / "results" / "qwen2.5.csv", 0)
+def test_without_any_agent_the_first_ones_command_is_named(house, program):
     found = run(program, root=house)
     assert found.returncode == 1
-    assert found.stderr.count("\n") == 1
-    assert "results/internvl2.5.csv: no such file" in found.stderr
-    assert "cd internvl2.5 && sh shell/eval_deepfake.sh" in found.stderr
+    assert found.stderr == (
+        "error: results/qwen2.5.csv: no such file. Run `cd qwen2.5 && sh eval.sh` first, or name the CSVs to read.\n"
+    )
+
+
+def test_fusion_needs_all_agents_or_partial(house):
+    """MoA-DF is a fusion of all of them: one of two is made where it is asked for, and says so wherever it is shown."""
+    for seed, name in enumerate(("qwen2.5", "internvl3")):
+        write_csv(house / "results" / f"{name}.csv", seed)
+    refused = run("logit_calculation.py", root=house)
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+    assert "results/internvl2.5.csv: no such file. Run `cd internvl2.5 && sh shell/eval_deepfake.sh`" in refused.stderr
+    assert "fuse those that are there with --partial" in refused.stderr
+    fused = run("logit_calculation.py", "--partial", root=house)
+    assert fused.returncode == 0, fused.stderr
+    assert "internvl2.5 is not among them: run `cd internvl2.5 && sh shell/eval_deepfake.sh`" in fused.stdout
+    found = run("process_results.py", "--bootstrap", 0, root=house)
+    assert "MoA-DF: fused from 2 agents, and the paper's from 3" in found.stdout
+
+
+def test_results_are_those_of_the_agents_that_are_there(house):
+    write_csv(house / "results" / "internvl2.5.csv", 0)
+    found = run("process_results.py", "--bootstrap", 0, root=house)
+    assert found.returncode == 0, found.stderr
+    header = next(line for line in found.stdout.splitlines() if line.startswith("level"))
+    assert header.split() == ["level", "group", "n", "internvl2.5"]
+    assert [line for line in found.stdout.splitlines() if "not among them" in line] == [
+        "qwen2.5 is not among them: run `cd qwen2.5 && sh eval.sh` first",
+        "internvl3 is not among them: run `cd internvl3 && sh shell/eval_deepfake.sh` first",
+        "MoA-DF is not among them: run `python logit_calculation.py` first",
+    ]
+
+
+def test_a_fused_file_takes_no_other_place_without_overwrite(agents, tmp_path):
+    before = agents[2].read_bytes()
+    arguments = ["logit_calculation.py", *agents[:2], "--output_csv", agents[2]]
+    refused = run(*arguments)
+    assert refused.returncode == 1
+    assert f"{agents[2]}: its scores are those of another program. Name another --output_csv" in refused.stderr
+    assert agents[2].read_bytes() == before
+    assert run(*arguments, "--overwrite").returncode == 0
+    assert run(*arguments).returncode == 0  # its own
+    again = run(*arguments, "--fusion", "vote")
+    assert again.returncode == 1
+    assert "its scores were fused otherwise" in again.stderr
+
+
+def test_metadata_that_are_applied_are_not_written_over(agents, tmp_path):
+    options = ["--output_csv", tmp_path / "f.csv"]
+    assert run("logit_calculation.py", *agents, "--fusion", "stacked", *options).returncode == 0
+    refused = run("logit_calculation.py", *agents, "--apply", tmp_path / "f.json", *options)
+    assert refused.returncode == 1
+    assert "f.json: this file is read as well" in refused.stderr
+
+
+def test_both_programs_say_that_a_run_has_not_finished(agents, tmp_path):
+    agents[0].with_suffix(".json").write_text('{"identity": {}, "finished": false}')
+    fused = run("logit_calculation.py", *agents, "--output_csv", tmp_path / "moa_df.csv")
+    assert "not all of their runs have finished" in fused.stdout
+    found = run("process_results.py", *agents, tmp_path / "moa_df.csv", "--output_dir", tmp_path, "--bootstrap", 0)
+    for name in ("qwen2.5", "MoA-DF"):
+        assert f"{name}: its run has not finished" in found.stdout
+        assert f'<p class="banner">{name}: its run has not finished</p>' in (tmp_path / "report.html").read_text()
+
+
+def test_a_link_to_itself_is_no_file(agents, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    loop = tmp_path / "loop"
+    for arguments in (
+        ["process_results.py", loop],
+        ["process_results.py", *agents, "--output_dir", loop, "--bootstrap", 0],
+        ["logit_calculation.py", *agents, "--output_csv", loop / "a.csv"],
+    ):
+        found = run(*arguments)
+        assert found.returncode == 1
+        assert found.stderr.startswith(f"error: {loop}")
+        assert found.stderr.count("\n") == 1
+    # Images that are not there are not shown; metadata that are not there are none.
+    agents[0].with_suffix(".json").symlink_to(agents[0].with_suffix(".json").name)
+    found = run("process_results.py", *agents, "--image_root", loop, "--output_dir", tmp_path / "out", "--bootstrap", 0)
+    assert found.returncode == 0, found.stderr
+
+
+def test_a_hostile_name_reaches_neither_terminal_nor_tables_raw(agents, tmp_path):
+    agents[0].with_suffix(".json").write_text('{"detector": "\\ud800\\u001b[31m", "x": ["\\udfff"]}')
+    fused = run("logit_calculation.py", *agents, "--output_csv", tmp_path / "moa_df.csv")
+    assert fused.returncode == 0, fused.stderr
+    assert fused.stdout.startswith("??[31m: 100 images")
+    found = run("process_results.py", *agents, tmp_path / "moa_df.csv", "--output_dir", tmp_path, "--bootstrap", 0)
+    assert found.returncode == 0, found.stderr
+    texts = [path.read_text() for path in (tmp_path / "tables").rglob("*.*")] + [found.stdout]
+    assert not any("\x1b" in text for text in texts)
+    assert "??[31m" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -171,6 +171,17 @@ def test_stand_ins_carry_a_banner(tmp_path):
     assert "stand-ins" not in page.text
 
 
+def test_what_makes_figures_doubtful_stands_at_the_top(tmp_path):
+    found = detectors(names=("x", "y"), sources=SOURCES | {"CLIVE": "B"})
+    found[1].info["finished"] = False
+    write_report(tmp_path / "report.html", evaluate(found), image_root=tmp_path)
+    header = (tmp_path / "report.html").read_text().partition("<main>")[0]
+    assert re.findall(r'<p class="banner">(.*)</p>', header) == [
+        "labels contradict the catalogue of sources: CLIVE (30 labelled B)",
+        "y: its run has not finished",
+    ]
+
+
 def test_thumbnails_come_from_the_image_root(tmp_path):
     for source in SOURCES:
         (tmp_path / "DFBench" / source).mkdir(parents=True)

@@ -143,6 +143,19 @@ def test_an_output_in_the_place_of_something_else(run, output, photo_set, write_
     assert (rows.read_bytes(), other.read_text()) == (before, '{"mine": 1}')
 
 
+def test_a_fused_file_is_replaced_with_overwrite_only(run, output):
+    output.parent.mkdir()
+    output.write_text("image,label,answer,logit_A,logit_B,prob_A,prob_B,prob_B_x\n")
+    output.with_suffix(".json").write_text('{"fusion": "mean_prob"}')
+    before = output.read_bytes()
+    refused = run()
+    assert refused.status == 1
+    assert f"{output}: its scores are those of a fusion. Name another --output_csv" in refused.err
+    assert output.read_bytes() == before
+    assert run("--overwrite").status == 0
+    assert not read_detector(output).is_fusion
+
+
 def test_a_folder_as_output_and_a_file_as_folder(run, output, tmp_path):
     output.mkdir(parents=True)
     assert "this is a folder" in run().err
