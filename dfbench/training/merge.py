@@ -41,6 +41,10 @@ def merge(argv: Sequence[str]) -> None:
     named = args.model or read_base_model(adapter)
     family = checked_family(named)
     base = usable_base(named, family)
+    if family:
+        from dfbench.models.hf import check_adapter  # it imports torch
+
+        check_adapter(base, adapter)
     known = ["--model_type", family.name, "--template", family.template] if family else []
     dtype = [] if has_gpu() else ["--torch_dtype", "float32"]
     merged = args.output_dir or args.trained / "merged" / Path(os.path.abspath(adapter)).name

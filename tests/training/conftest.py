@@ -1,12 +1,13 @@
 """What the tests of training share: its program in this process, with or without a stand-in for ms-swift."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from builders import flag
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForImageTextToText
 
 from dfbench import cli
 from dfbench.training import train
@@ -66,15 +67,12 @@ def copy_of(checkpoints, tmp_path) -> Callable[[str], Path]:
     return lambda agent: shutil.copytree(checkpoints[agent], tmp_path / agent)
 
 
-@pytest.fixture
-def make_adapter(checkpoints) -> Callable[[Path], Path]:
-    """A function: a folder -> the folder, made into what looks like an adapter of internvl3."""
-
-    def make(folder: Path) -> Path:
-        folder.mkdir(parents=True)
-        config = {"peft_type": "LORA", "base_model_name_or_path": str(checkpoints["internvl3"])}
-        (folder / "adapter_config.json").write_text(json.dumps(config))
-        (folder / "adapter_model.safetensors").touch()
-        return folder
-
-    return make
+@pytest.fixture(scope="session")
+def make_adapter(checkpoints, tmp_path_factory) -> Callable[[Path], Path]:
+    """A function: a folder -> the folder, made into an adapter of internvl3 that changes its query projections."""
+    layers = r".*language_model.*q_proj"
+    model = AutoModelForImageTextToText.from_pretrained(checkpoints["internvl3"])
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=layers, init_lora_weights=False))
+    adapter = tmp_path_factory.mktemp("adapter")
+    adapted.save_pretrained(adapter)
+    return lambda folder: shutil.copytree(adapter, folder)

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 from builders import flag
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText
+from safetensors.torch import load_file, save_file
 
 from dfbench.models.checkpoints import find_weights, fingerprint
 from dfbench.training import merge
@@ -123,6 +121,17 @@ def test_a_merge_that_is_cut_off_leaves_nothing(run, swift, trained, monkeypatch
     assert [path.name for path in (trained / "merged").iterdir()] == ["checkpoint-2"]
 
 
+def test_an_adapter_of_another_model_is_not_merged(run, swift, trained, checkpoints):
+    """ms-swift would leave out what finds no place, and say that it merged."""
+    path = trained / "checkpoint-2" / "adapter_model.safetensors"
+    weights = load_file(path)
+    save_file({name.replace(".layers.0.", ".layers.9."): tensor for name, tensor in weights.items()}, path)
+    for model in ((), ("--model", checkpoints["qwen2.5"])):
+        status, lines = run("export", "--trained", trained, *model)
+        assert (status, len(lines), swift) == (1, 1, [])
+        assert f"{trained / 'checkpoint-2'}: not a LoRA adapter of this model" in lines[0]
+
+
 def test_merging_before_training(run, swift, tmp_path):
     status, lines = run("export", "--trained", tmp_path)
     assert (status, len(lines), swift) == (1, 1, [])
@@ -138,18 +147,17 @@ def test_merging_a_folder_that_holds_no_adapter(run, swift, tmp_path):
 
 def test_merging_with_a_base_model_that_is_gone(run, swift, trained):
     path = trained / "checkpoint-2" / "adapter_config.json"
-    path.write_text('{"peft_type": "LORA", "base_model_name_or_path": "/gone"}')
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "/gone"}))
     status, lines = run("export", "--trained", trained)
     assert (status, len(lines), swift) == (1, 1, [])
     assert "/gone: no such folder" in lines[0]
 
 
 @pytest.mark.slow
-def test_an_adapter_that_names_a_plug_in_is_merged_without_it(run, checkpoints, tmp_path, no_gpu):
+def test_an_adapter_that_names_a_plug_in_is_merged_without_it(run, checkpoints, tmp_path, no_gpu, make_adapter):
     """ms-swift imports what an adapter's args.json names as external_plugins: here a file that leaves a mark."""
     pytest.importorskip("swift", reason="merging needs ms-swift")
-    adapter, mark = tmp_path / "trained" / "checkpoint-2", tmp_path / "mark"
-    _save_adapter(checkpoints["internvl3"], adapter)
+    adapter, mark = make_adapter(tmp_path / "trained" / "checkpoint-2"), tmp_path / "mark"
     hostile = tmp_path / "hostile.py"
     hostile.write_text(f"open({str(mark)!r}, 'w').close()\n")
     plugins = {"external_plugins": [str(hostile)], "custom_register_path": [str(hostile)], "model": str(adapter)}
@@ -163,10 +171,3 @@ def test_an_adapter_that_names_a_plug_in_is_merged_without_it(run, checkpoints, 
     changed = {name.split(".")[-2] for name in before if not before[name].equal(after[name])}
     assert changed == {"q_proj"}
     assert not (merged / "args.json").exists()
-
-
-def _save_adapter(base: Path, folder: Path) -> None:
-    model = AutoModelForImageTextToText.from_pretrained(base)
-    layers = r".*language_model.*q_proj"
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=layers, init_lora_weights=False))
-    adapted.save_pretrained(folder)
