@@ -15,6 +15,9 @@ fail() {
     echo "error: see demo/$1.log" >&2
     exit 1
 }
+merged() { # earlier versions merged into <adapter>_merged
+    ls "$OUTPUT_DIR"/merged/*/config.json "$OUTPUT_DIR"/*_merged/config.json 2> /dev/null | grep -q .
+}
 step() {
     echo
     echo "== $1 ($(($(date +%s) - started)) s)"
@@ -40,7 +43,7 @@ export OMP_NUM_THREADS=1
 set --
 while read -r agent train merge evaluate learning_rate steps <&3; do
     export OUTPUT_DIR="demo/output_ckpt/$agent" LEARNING_RATE="$learning_rate"
-    if ! ls "$OUTPUT_DIR"/*_merged/config.json > /dev/null 2>&1; then
+    if ! merged; then
         step "$agent: LoRA training"
         rm -rf "$OUTPUT_DIR"
         MODEL=demo/models/$agent sh "$agent/$train" --max_steps "$steps" > "demo/$agent-train.log" 2>&1 || fail "$agent-train"
@@ -49,7 +52,7 @@ while read -r agent train merge evaluate learning_rate steps <&3; do
     fi
     step "$agent: scoring"
     set -- "$@" "demo/results/$agent.csv"
-    MODEL=$(echo "$OUTPUT_DIR"/*_merged) OUTPUT_CSV=demo/results/$agent.csv sh "$agent/$evaluate"
+    OUTPUT_CSV=demo/results/$agent.csv sh "$agent/$evaluate"
 done 3< demo/agents.txt
 
 step "image features"

@@ -77,6 +77,19 @@ def load_model(checkpoint: Path, *, device: str, dtype: str, adapter: Path | Non
     return model.eval().requires_grad_(False)
 
 
+def check_adapter(checkpoint: Path, adapter: Path) -> None:
+    """Raise InputError where an adapter does not fit a checkpoint's layers. Weights of the checkpoint are not read."""
+    try:
+        with _silence(), torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(checkpoint))
+    except _UNUSABLE as error:
+        raise InputError(
+            f"{checkpoint}: no model can be made from its config.json ({first_line(error)}). Download it again."
+        ) from None
+    with _silence():
+        _with_adapter(model, adapter)
+
+
 def _attention(checkpoint: Path) -> str:
     """transformers' own attention for models that cap its logits, which torch's kernel would leave out in silence."""
     text = AutoConfig.from_pretrained(checkpoint).get_text_config()

@@ -5,8 +5,13 @@
   newlines and dynamic tiling. Qwen2.5-VL needs none: `dfbench.models.qwen2_5_vl` follows ms-swift's `qwen2_5_vl`.
 - Truncated images are decoded as far as they go, as in scoring. By default Pillow refuses them, and ms-swift would put
   another row in their place.
+- Each process of ms-swift, torchrun's workers included, ends when the one that launched it does: training that outlived
+  it would go on writing to a folder whose lock is gone.
 """
 
+import os
+import select
+import threading
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ from swift.template.template_inputs import StdTemplateInputs
 
 from dfbench.models.base import Prompt
 from dfbench.models.registry import FAMILIES, load_prompt
+from dfbench.training.launch import LAUNCHER
 
 ImageFile.LOAD_TRUNCATED_IMAGES = True
 
@@ -57,3 +63,19 @@ for family in FAMILIES.values():
         meta = TemplateMeta(family.template, prefix=[], prompt=["{{QUERY}}"], chat_sep=None, suffix=[END_OF_TURN])
         meta.template_cls = PromptTemplate
         register_template(meta)
+
+
+def _end_with_launcher() -> None:
+    """From now on, end this process at once when the one that launched it has ended, `kill -9` included."""
+    try:
+        descriptor = os.pidfd_open(int(os.environ[LAUNCHER]))
+    except ProcessLookupError:  # it has ended already
+        os._exit(1)
+    except (KeyError, AttributeError, OSError):  # ms-swift was started by hand, or this is no Linux of today
+        return
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLIN)
+    threading.Thread(target=lambda: waiting.poll() and os._exit(1), daemon=True).start()
+
+
+_end_with_launcher()

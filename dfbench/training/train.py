@@ -9,11 +9,12 @@ paths and settings are told before torch is imported, which takes seconds.
 
 import logging
 import os
-import subprocess
+import re
 import sys
 from argparse import REMAINDER
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -22,16 +23,19 @@ from dfbench import cli
 from dfbench.data.annotations import Sample, write_annotations
 from dfbench.data.splits import split_validation
 from dfbench.errors import InputError, shorten
-from dfbench.models.checkpoints import newest_adapter, read_base_model, read_config, usable_checkpoint
-from dfbench.models.registry import FAMILIES, Family, family_of
+from dfbench.models.checkpoints import read_adapter_config, refuse_remote_code
+from dfbench.models.registry import Family
 from dfbench.paths import REPOSITORY
+from dfbench.training.base_model import checked_family, usable_base
 from dfbench.training.checks import checked_samples
+from dfbench.training.launch import ALWAYS, has_gpu, only_run, run_swift
+from dfbench.training.merge import merge
 
 logger = logging.getLogger(__name__)
 
-ALWAYS = ("--external_plugins", str(Path(__file__).with_name("swift_plugin.py")), "--check_model", "false")
-ALWAYS += ("--strict", "true", "--add_version", "false", "--create_checkpoint_symlink", "false")
-"""Our templates; no look at a hub; no other row in the place of one that cannot be loaded; plain checkpoint folders."""
+TRAINING = ("--check_model", "false", "--strict", "true")
+TRAINING += ("--add_version", "false", "--create_checkpoint_symlink", "false")
+"""No look at a hub; no other row in the place of one that cannot be loaded; plain checkpoint folders."""
 
 ON_CPU = ("--torch_dtype", "float32", "--bf16", "false", "--fp16", "false", "--use_cpu", "true", "--attn_impl", "sdpa")
 """Replaces the GPU's number format where there is no GPU: half precision is neither fast nor exact on a CPU."""
@@ -48,7 +52,8 @@ class TrainingConfig:
     model: Path
     model_type: str | None
     output_dir: Path
-    resume_from_checkpoint: str | None
+    adapters: Path | None
+    resume_from_checkpoint: Path | None
     deepspeed: str
     decode_images: bool
     flags: tuple[str, ...]
@@ -80,7 +85,8 @@ def parse(argv: Sequence[str]) -> TrainingConfig:
     add("--model", type=Path, required=True, help="base checkpoint folder")
     add("--model_type", help="ms-swift's name of the model family, which the checkpoint has to be of")
     add("--output_dir", type=Path, required=True, help="folder for checkpoints")
-    add("--resume_from_checkpoint", help="checkpoint folder to go on from")
+    add("--adapters", type=Path, help="LoRA adapter folder to start from")
+    add("--resume_from_checkpoint", type=Path, help="checkpoint folder to go on from")
     add("--deepspeed", default="zero1", help="DeepSpeed stage where several GPUs train; 'none' for plain DDP")
     add("--decode_images", action="store_true", help="decode every image beforehand, not only its header")
     args, flags = parser.parse_known_args(argv)
@@ -95,73 +101,96 @@ def train(config: TrainingConfig) -> None:
     """
     several = _count("NPROC_PER_NODE") * _count("NNODES") > 1
     family = checked_family(config.model, config.model_type)
-    _check_output(config)
-    training, validation = _write_datasets(config, family.max_aspect_ratio if family else inf)
-    model = usable_checkpoint(config.model)
-    refuse_remote_code(model)
-    flags = [*family_flags(config.model_type, family), *config.flags]
-    flags += ["--model", str(model), "--output_dir", str(config.output_dir), "--dataset", str(training)]
-    flags += ["--val_dataset", str(validation)] if validation else ["--eval_strategy", "no"]
+    model = usable_base(config.model, family)
+    flags = [*family_flags(config.model_type, family), *config.flags, *_start(config)]
+    flags += ["--model", str(model), "--output_dir", str(config.output_dir)]
+    _make_writable(config)
+    with _only_training(config):
+        _check_checkpoints(config)
+        training, validation = _write_datasets(config, family.max_aspect_ratio if family else inf)
+        flags += ["--dataset", str(training)]
+        flags += ["--val_dataset", str(validation)] if validation else ["--eval_strategy", "no"]
+        advice = "Checkpoints written so far are kept. Where an image is to blame, --decode_images says which one."
+        try:
+            run_swift("sft", flags + _machine_flags(several, config.deepspeed), advice)
+        except KeyboardInterrupt:
+            print(f"interrupted; {_kept(config.output_dir)}", file=sys.stderr)
+            raise SystemExit(130) from None
+
+
+def _start(config: TrainingConfig) -> list[str]:
+    """The flags that name the folders of earlier training to start from. Raises InputError for unusable ones."""
+    flags = []
+    if config.adapters:
+        read_adapter_config(config.adapters)
+        refuse_remote_code(config.adapters)
+        flags += ["--adapters", str(config.adapters)]
     if config.resume_from_checkpoint:
-        flags += ["--resume_from_checkpoint", config.resume_from_checkpoint]
-    _swift("sft", flags + _machine_flags(several, config.deepspeed))
-
-
-def merge(argv: Sequence[str]) -> None:
-    """Merge a LoRA adapter into its base model with `swift export`."""
-    parser = cli.ArgumentParser("Merge a LoRA adapter with ms-swift. Further flags go to `swift export`.")
-    add = parser.add_argument
-    add("--trained", type=Path, required=True, help="folder that training wrote its checkpoints to")
-    add("--adapters", type=Path, help="adapter folder; without it, the newest one of --trained")
-    add("--output_dir", type=Path, help="folder for the merged model; default: the adapter's name with _merged")
-    args, flags = parser.parse_known_args(argv)
-    adapter = args.adapters or newest_adapter(args.trained)
-    read_base_model(adapter)
-    merged = args.output_dir or adapter.with_name(adapter.name + "_merged")
-    if merged.exists() and any(merged.iterdir()):
-        raise InputError(f"{merged} has files in it already. Remove it, or name another --output_dir.")
-    flags += [] if _has_gpu() else ["--torch_dtype", "float32"]
-    _swift("export", ["--adapters", str(adapter), "--merge_lora", "true", "--output_dir", str(merged), *flags])
-    print(f"merged model: {merged}")
-
-
-def checked_family(checkpoint: Path, expected: str | None) -> Family | None:
-    """The family of a checkpoint; None for one that is not registered, which only ms-swift can judge.
-
-    Raises InputError where the shell of one family was given a checkpoint of another.
-    """
-    model_type = read_config(checkpoint).get("model_type")
-    family = family_of(model_type)
-    if expected in FAMILIES and family is not FAMILIES[expected]:
-        raise InputError(
-            f"{checkpoint / 'config.json'}: model_type is {shorten(model_type)}; expected {expected}. Set MODEL to a "
-            f"model of this folder's family, or train in the folder of that model."
-        )
-    return family
-
-
-def refuse_remote_code(checkpoint: Path) -> None:
-    """Raise InputError where a checkpoint brings code of its own: ms-swift would run it without asking."""
-    for path in sorted(checkpoint.glob("*.json")):
-        if '"auto_map"' in path.read_text(encoding="utf-8", errors="replace"):
+        if not (config.resume_from_checkpoint / "trainer_state.json").exists():
             raise InputError(
-                f"{path}: auto_map makes ms-swift run code from this folder. Use the native (-hf) form of the weights."
+                f"{config.resume_from_checkpoint}: no trainer_state.json, so no complete checkpoint. Name a "
+                f"checkpoint-N folder of the run to go on with."
             )
+        refuse_remote_code(config.resume_from_checkpoint)
+        flags += ["--resume_from_checkpoint", str(config.resume_from_checkpoint)]
+    return flags
 
 
-def _check_output(config: TrainingConfig) -> None:
-    """A folder that can be written to, without checkpoints: those of two runs cannot be told apart afterwards."""
-    if next(config.output_dir.glob("checkpoint-*"), None) and not config.resume_from_checkpoint:
-        raise InputError(
-            f"{config.output_dir} has checkpoints of an earlier run. Set OUTPUT_DIR to a new folder, remove them, or "
-            f"go on from one with --resume_from_checkpoint."
-        )
+def _make_writable(config: TrainingConfig) -> None:
     try:
         config.data_folder.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=config.data_folder).close()
     except OSError as error:
         reason = f"{config.output_dir}: nothing can be written there ({error.strerror})"
         raise InputError(f"{reason}. Set OUTPUT_DIR to another place.") from None
+
+
+def _only_training(config: TrainingConfig) -> AbstractContextManager:
+    """The lock of the output folder. It lies inside, where all names of the folder lead. The first of several machines
+    that train together holds it for all.
+    """
+    if _count("NODE_RANK", least=0) > 0:
+        return nullcontext()
+    return only_run(
+        config.data_folder,
+        f"{config.output_dir}: another training is at work in this folder. Wait for it, or set OUTPUT_DIR to another.",
+    )
+
+
+def _check_checkpoints(config: TrainingConfig) -> None:
+    """No checkpoints of another run, which cannot be told apart afterwards, and nothing that ms-swift takes for one:
+    with --save_total_limit it removes `checkpoint-500_merged` and the like.
+    """
+    for path in sorted(config.output_dir.glob("checkpoint-*")):
+        model = (path / "config.json").exists() and not (path / "trainer_state.json").exists()
+        if path.is_dir() and (model or not _CHECKPOINT.fullmatch(path.name)):
+            raise InputError(
+                f"{path} is no checkpoint, but training would remove it as an old one (--save_total_limit). Move it "
+                f"elsewhere, a merged model into {config.output_dir / 'merged'}, and repeat the command."
+            )
+    if _checkpoints(config.output_dir) and not config.resume_from_checkpoint:
+        raise InputError(
+            f"{config.output_dir} has checkpoints of an earlier run. Set OUTPUT_DIR to a new folder, remove them, or "
+            f"go on from one with --resume_from_checkpoint."
+        )
+
+
+_CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The trainer's checkpoint folders, in the order of their steps."""
+    paths = [path for path in folder.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name)]
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def _kept(folder: Path) -> str:
+    """What an interrupted run leaves, and how to go on. A checkpoint is complete with its trainer_state.json."""
+    complete = [path for path in _checkpoints(folder) if (path / "trainer_state.json").exists()]
+    if not complete:
+        return "no checkpoint was written yet: the same command starts again"
+    names = ", ".join(path.name for path in complete)
+    return f"{folder} keeps {names}. To go on, add --resume_from_checkpoint {complete[-1]} to the command"
 
 
 def _write_datasets(config: TrainingConfig, max_aspect_ratio: float) -> tuple[Path, Path | None]:
@@ -191,61 +220,24 @@ def _write_datasets(config: TrainingConfig, max_aspect_ratio: float) -> tuple[Pa
 def family_flags(model_type: str | None, family: Family | None) -> list[str]:
     """What `swift sft` needs for a model of this family, whatever the run."""
     template = ["--template", family.template] if family else []
-    return [*ALWAYS, *template, *(["--model_type", model_type] if model_type else [])]
+    return [*ALWAYS, *TRAINING, *template, *(["--model_type", model_type] if model_type else [])]
 
 
 def _machine_flags(several: bool, deepspeed: str) -> list[str]:
     """Flags for the devices at hand, in one process or `several`."""
-    if _has_gpu():
+    if has_gpu():
         return ["--deepspeed", deepspeed] if several and deepspeed != "none" else []
     logger.info("no CUDA GPU: training in float32 on the CPU")
     # Without a backend of its own, every CPU process would train alone and count all losses.
     return [*ON_CPU, "--ddp_backend", "gloo"] if several else [*ON_CPU]
 
 
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _count(variable: str) -> int:
-    """The value of an environment variable that counts something, 1 where it is not set."""
-    text = os.environ.get(variable, "1")
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"{variable} is {shorten(text)}. Set it to a number of at least 1, or leave it out.")
+def _count(variable: str, least: int = 1) -> int:
+    """The value of an environment variable that counts something, `least` where it is not set."""
+    text = os.environ.get(variable, str(least))
+    if not text.isdecimal() or int(text) < least:
+        raise InputError(f"{variable} is {shorten(text)}. Set it to a number of at least {least}, or leave it out.")
     return int(text)
-
-
-def _swift(command: str, flags: Sequence[str]) -> None:
-    """Run ms-swift; where it refuses its arguments, so do we, with exit status 2.
-
-    Later flags win in its parser: what the user typed after the shell's own flags overrides them.
-    """
-    words = [sys.executable, "-m", "swift.cli.main", command, *flags]
-    status = subprocess.run(words, env={"USE_HF": "1", **os.environ}).returncode
-    unknown = _unknown_flags(command, flags) if status == 1 else []
-    if status == 2 or unknown:
-        what = f"unknown arguments {' '.join(unknown)}" if unknown else "wrong arguments, as its last line above says"
-        print(f"error: swift {command}: {what}", file=sys.stderr)
-        raise SystemExit(2)
-    if status:
-        hint = " Where an image is to blame, --decode_images says which one." if command == "sft" else ""
-        raise InputError(
-            f"swift {command} ended with exit status {status}; its last lines above say why. Checkpoints written so "
-            f"far are kept.{hint}"
-        )
-
-
-def _unknown_flags(command: str, flags: Sequence[str]) -> list[str]:
-    """The flags that ms-swift does not have, at which it ends like at any failure. Importing it takes many seconds."""
-    try:
-        from swift.arguments import ExportArguments, SftArguments
-    except ImportError:
-        return []
-    known = {field.name for field in fields(SftArguments if command == "sft" else ExportArguments)}
-    names = [word.partition("=")[0] for word in flags if word.startswith("--")]
-    return [name for name in names if name[2:].replace("-", "_").removeprefix("no_") not in known]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 #!/bin/sh
-# Merge the LoRA weights into the base model: `sh shell/merge_lora.sh` takes the newest adapter of output_ckpt;
-# ADAPTERS=./output_ckpt/your_weights sh shell/merge_lora.sh   writes ./output_ckpt/your_weights_merged.
+# Merge the LoRA weights into the base model: `sh shell/merge_lora.sh` takes the newest adapter of output_ckpt and writes
+# output_ckpt/merged/<its name>, where resumed training, which removes old checkpoints, does not look.
+#
+#   ADAPTERS=./output_ckpt/your_weights MERGED=./output_ckpt/your_weights_merged sh shell/merge_lora.sh
 set -eu
 here=$(dirname "$0")/..
 

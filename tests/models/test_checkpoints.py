@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from dfbench.errors import InputError
-from dfbench.models.checkpoints import find_weights, fingerprint, newest_adapter, read_base_model
+from dfbench.models.checkpoints import (
+    find_weights,
+    fingerprint,
+    newest_adapter,
+    read_base_model,
+    refuse_remote_code,
+)
 
 
 @pytest.fixture
@@ -28,7 +34,7 @@ def make_adapter(folder: Path, minutes: int, base: str = "/weights/base") -> Pat
 
 
 def make_merged(folder: Path, minutes: int) -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     os.utime(folder, (1_700_000_000 + 60 * minutes,) * 2)
     return folder
@@ -47,17 +53,26 @@ def test_an_adapter_alone_brings_its_base_model(trained):
     assert find_weights(None, adapter, trained) == (Path("/weights/base"), adapter)
 
 
-def test_the_newest_merged_model_is_taken(trained):
+@pytest.mark.parametrize("places", ["merged/checkpoint-{}", "checkpoint-{}_merged"])
+def test_the_newest_merged_model_is_taken(trained, places):
     # By time, not by name: checkpoint-9 sorts after checkpoint-10.
     make_adapter(trained / "checkpoint-9", 0)
-    make_merged(trained / "checkpoint-9_merged", 1)
+    make_merged(trained / places.format(9), 1)
     make_adapter(trained / "checkpoint-10", 2)
-    newest = make_merged(trained / "checkpoint-10_merged", 3)
+    newest = make_merged(trained / places.format(10), 3)
     assert find_weights(None, None, trained) == (newest, None)
 
 
+def test_merged_models_are_found_where_either_version_put_them(trained):
+    make_merged(trained / "checkpoint-9_merged", 1)
+    new = make_merged(trained / "merged" / "checkpoint-9", 2)
+    assert find_weights(None, None, trained) == (new, None)
+    old = make_merged(trained / "mine_merged", 3)
+    assert find_weights(None, None, trained) == (old, None)
+
+
 def test_an_adapter_that_was_trained_after_merging_wins(trained):
-    make_merged(trained / "checkpoint-10_merged", 3)
+    make_merged(trained / "merged" / "checkpoint-10", 3)
     make_adapter(trained / "checkpoint-10", 2)
     newest = make_adapter(trained / "checkpoint-20", 4)
     assert find_weights(None, None, trained) == (Path("/weights/base"), newest)
@@ -140,6 +155,72 @@ def test_with_a_base_model_named_the_adapter_need_not_name_one(trained):
     adapter = make_adapter(trained / "mine", 0)
     (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": null}')
     assert find_weights(Path("/weights/base"), adapter, trained) == (Path("/weights/base"), adapter)
+
+
+# --------------------------------------------------------------------------------------------------------- remote code
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "adapter_config.json", "sub/any.json"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"auto_map": {"AutoConfig": "evil.Config"}}',
+        '{"auto\\u005fmap": {"AutoConfig": "evil.Config"}}',
+        '{"\\u0061\\u0075to_map": ["evil.Tokenizer", null]}',
+        '{"a": [1, {"b": {"auto_map": "evil.Processor"}}]}',
+        '{"auto_map": {"AutoConfig": "evil.Config"}, "auto_map": null}',
+        '{"a": {"auto_map": {}}, "a": 1}',
+        '[{"auto_map": {}}]',
+        '\ufeff{"auto_map": {}}',
+    ],
+)
+def test_a_folder_whose_json_names_code_is_refused(tmp_path, file, content):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / file).write_text(content)
+    with pytest.raises(InputError, match=f"{file}: auto_map makes training and merging run the code that it names"):
+        refuse_remote_code(tmp_path)
+
+
+def test_json_in_another_encoding_hides_nothing(tmp_path):
+    (tmp_path / "config.json").write_text('{"auto_map": {}}', encoding="utf-16")
+    with pytest.raises(InputError, match="auto_map"):
+        refuse_remote_code(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["modeling_x.py", "custom_generate/generate.py", "x.pyc", "x.so"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_folder_with_modules_in_it_is_refused(tmp_path, file, linked):
+    elsewhere = tmp_path / "elsewhere" / file
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.touch()
+    folder = tmp_path / "model"
+    folder.mkdir()
+    top = file.partition("/")[0]
+    place = elsewhere.parents[len(Path(file).parts) - 1] / top
+    if linked:
+        (folder / top).symlink_to(place)
+    else:
+        place.rename(folder / top)
+    with pytest.raises(InputError, match=f"{file}: code that training and merging would run"):
+        refuse_remote_code(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "", "[" * 100_000])
+def test_json_that_cannot_be_looked_through_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"config\.json holds broken JSON"):
+        refuse_remote_code(tmp_path)
+
+
+def test_what_runs_no_code_is_let_pass(checkpoints, tmp_path):
+    for checkpoint in checkpoints.values():
+        refuse_remote_code(checkpoint)
+    (tmp_path / "vocab.json").write_text('{"auto_map": 17, "auto_mapping": {"a": "b"}}')
+    (tmp_path / "config.json").write_text('{"auto_map": null, "note": "auto_map"}')
+    (tmp_path / "zero_to_fp32.py").touch()  # DeepSpeed's
+    os.mkfifo(tmp_path / "pipe.json")
+    refuse_remote_code(tmp_path)
+    refuse_remote_code(tmp_path / "gone")
 
 
 # --------------------------------------------------------------------------------------------------------- fingerprint

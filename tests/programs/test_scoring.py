@@ -174,10 +174,10 @@ def test_train_merge_and_score(evaluate, checkpoints, photo_set, tmp_path):
     assert any("eval_loss" in line for line in lines)
 
     merged = shell("internvl3/shell/merge_lora.sh", **common)
-    assert str(trained / "checkpoint-2_merged") in merged.stdout
+    assert str(trained / "merged" / "checkpoint-2") in merged.stdout
 
     shell(
-        "internvl3/shell/eval_deepfake.sh", MODEL=trained / "checkpoint-2_merged", TEST=photo_set.messages,
+        "internvl3/shell/eval_deepfake.sh", MODEL=trained / "merged" / "checkpoint-2", TEST=photo_set.messages,
         IMAGE_ROOT=photo_set.root, OUTPUT_CSV=tmp_path / "merged.csv",
     )  # fmt: skip
     usual = ("--model_path", base, "--dataset_path", photo_set.messages, "--image_root", photo_set.root)

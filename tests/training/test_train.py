@@ -2,19 +2,14 @@
 
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
-from dataclasses import make_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from builders import flag
 from PIL import Image
 
-from dfbench import cli
 from dfbench.data.annotations import Sample, read_annotations
 from dfbench.data.images import ImageError
 from dfbench.errors import InputError
@@ -23,43 +18,10 @@ from dfbench.models.registry import FAMILIES, Family
 from dfbench.paths import REPOSITORY
 from dfbench.training import train
 from dfbench.training.checks import checked_samples
-from dfbench.training.train import ALWAYS, ON_CPU
+from dfbench.training.launch import ALWAYS
+from dfbench.training.train import ON_CPU, TRAINING
 
 ROOT = REPOSITORY
-
-
-@pytest.fixture
-def swift(monkeypatch) -> list[list[str]]:
-    """Stands for ms-swift: the command lines that would have been run, [command, *flags]."""
-    calls: list[list[str]] = []
-    monkeypatch.setattr("dfbench.training.train._swift", lambda command, flags: calls.append([command, *flags]))
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    for name in ("NPROC_PER_NODE", "NNODES"):
-        monkeypatch.delenv(name, raising=False)
-    return calls
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """A function: arguments of `python -m dfbench.training.train` -> exit status, lines on stderr."""
-
-    def call(*arguments: object) -> tuple[int, list[str]]:
-        monkeypatch.setattr("sys.argv", ["train.py", *map(str, arguments)])
-        try:
-            status = cli.run(train.main)
-        except SystemExit as stop:
-            status = stop.code
-        return status, capsys.readouterr().err.splitlines()
-
-    return call
-
-
-@pytest.fixture
-def usual(checkpoints, photo_set, tmp_path) -> list[object]:
-    return [
-        "sft", "--model", checkpoints["internvl3"], "--train_annotations", photo_set.messages,
-        "--image_root", photo_set.root, "--output_dir", tmp_path / "out",
-    ]  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------- the checks
@@ -206,7 +168,8 @@ def test_an_image_that_is_too_long_for_qwen_is_refused(run, swift, usual, checkp
 
 def test_training_follows_from_the_record_of_a_family(run, swift, usual, monkeypatch, photo_set):
     """Of the photographs, two are 4 times as long as wide or as wide as long; the others less than 2 times."""
-    family = Family("new", ("internvl",), prompt="-", scorer="-", template="dfbench_new", max_aspect_ratio=3)
+    prompt = FAMILIES["internvl"].prompt
+    family = Family("new", ("internvl",), prompt=prompt, scorer="-", template="dfbench_new", max_aspect_ratio=3)
     monkeypatch.setitem(FAMILIES, "internvl", replace(FAMILIES["internvl"], model_types=()))
     monkeypatch.setitem(FAMILIES, "new", family)
     status, lines = run(*usual, "--model_type", "new")
@@ -233,14 +196,136 @@ def test_a_base_model_that_is_not_there(run, swift, usual, tmp_path):
     assert "none: no such folder. Download the weights" in lines[0]
 
 
+def make_checkpoint(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "trainer_state.json").write_text("{}")
+    return folder
+
+
 def test_checkpoints_of_an_earlier_run_are_not_mixed_with_new_ones(run, swift, usual, tmp_path):
-    (tmp_path / "out" / "checkpoint-5").mkdir(parents=True)
+    checkpoint = make_checkpoint(tmp_path / "out" / "checkpoint-5")
     status, lines = run(*usual)
     assert (status, len(lines), swift) == (1, 1, [])
     assert f"{tmp_path / 'out'} has checkpoints of an earlier run" in lines[0]
-    checkpoint = tmp_path / "out" / "checkpoint-5"
     assert run(*usual, "--resume_from_checkpoint", checkpoint)[0] == 0
     assert flag(swift[0], "resume_from_checkpoint") == str(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["checkpoint-5_merged", "checkpoint-5-backup", "checkpoint-best", "checkpoint-6"])
+def test_what_the_limit_on_checkpoints_would_remove_is_told(run, swift, usual, tmp_path, name):
+    """ms-swift counts each `checkpoint-*` folder as a checkpoint. checkpoint-6 is a merged model here."""
+    checkpoint = make_checkpoint(tmp_path / "out" / "checkpoint-5")
+    (tmp_path / "out" / name).mkdir()
+    (tmp_path / "out" / name / "config.json").write_text("{}")
+    for resume in ((), ("--resume_from_checkpoint", checkpoint)):
+        status, lines = run(*usual, *resume)
+        assert (status, len(lines), swift) == (1, 1, [])
+        assert f"{tmp_path / 'out' / name} is no checkpoint, but training would remove it" in lines[0]
+        assert f"a merged model into {tmp_path / 'out' / 'merged'}" in lines[0]
+    (tmp_path / "out" / "merged").mkdir()
+    (tmp_path / "out" / name).rename(tmp_path / "out" / "merged" / name)
+    assert run(*usual, "--resume_from_checkpoint", checkpoint)[0] == 0
+
+
+def test_a_file_among_the_checkpoints_is_none(run, swift, usual, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "checkpoint-notes.txt").touch()
+    assert run(*usual)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["checkpoint-6", "gone"])
+def test_a_checkpoint_to_go_on_from_is_complete(run, swift, usual, tmp_path, name):
+    (tmp_path / "out" / "checkpoint-6").mkdir(parents=True)
+    status, lines = run(*usual, "--resume_from_checkpoint", tmp_path / "out" / name)
+    assert (status, len(lines), swift) == (1, 1, [])
+    assert f"{tmp_path / 'out' / name}: no trainer_state.json" in lines[0]
+
+
+def test_a_second_training_in_a_folder_is_refused(run, swift, usual, tmp_path, monkeypatch):
+    (tmp_path / "other-name").symlink_to("out")
+    seen = []
+
+    def run_swift(*_: object) -> None:
+        seen.append(run(*usual[:-1], tmp_path / "other-name"))
+        seen.append(run(*usual[:-1], tmp_path / "elsewhere"))
+        monkeypatch.setenv("NODE_RANK", "1")  # trains together with the first
+        seen.append(run(*usual))
+        monkeypatch.delenv("NODE_RANK")
+
+    fake, first = train.run_swift, [run_swift]
+    monkeypatch.setattr(train, "run_swift", lambda *flags: (first.pop() if first else fake)(*flags))
+    assert run(*usual)[0] == 0
+    assert [status for status, _ in seen] == [1, 0, 0]
+    assert seen[0][1] == [
+        f"error: {tmp_path / 'other-name'}: another training is at work in this folder. Wait for it, or set OUTPUT_DIR "
+        f"to another."
+    ]
+    assert run(*usual)[0] == 0, "the lock outlives the run"
+
+
+def test_an_interrupted_training_says_what_is_kept(run, swift, usual, tmp_path, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "run_swift", interrupt)
+    assert run(*usual) == (130, ["interrupted; no checkpoint was written yet: the same command starts again"])
+    out = tmp_path / "out"
+    for step in (5, 10):
+        make_checkpoint(out / f"checkpoint-{step}")
+    (out / "checkpoint-15").mkdir()  # half written
+    resume = out / "checkpoint-5"
+    assert run(*usual, "--resume_from_checkpoint", resume) == (
+        130,
+        [
+            f"interrupted; {out} keeps checkpoint-5, checkpoint-10. To go on, add --resume_from_checkpoint "
+            f"{out / 'checkpoint-10'} to the command"
+        ],
+    )
+
+
+# ---------------------------------------------------------------------------------------------- code in other's folders
+
+
+def test_a_base_model_that_brings_code_is_refused(run, swift, usual, copy_of):
+    folder = copy_of("internvl3")
+    (folder / "processor_config.json").write_text('{"image_processor": {"auto\\u005fmap": {"AutoProcessor": "x.Y"}}}')
+    status, lines = run(*usual, "--model", folder)
+    assert (status, len(lines), swift) == (1, 1, [])
+    assert f"{folder / 'processor_config.json'}: auto_map makes training and merging run the code" in lines[0]
+
+
+@pytest.mark.parametrize("option", ["--adapters", "--resume_from_checkpoint"])
+def test_a_folder_to_start_from_that_brings_code_is_refused(run, swift, usual, tmp_path, make_adapter, option):
+    adapter = make_adapter(tmp_path / "adapter")
+    (adapter / "trainer_state.json").write_text("{}")
+    assert run(*usual, option, adapter)[0] == 0
+    assert flag(swift.pop(), option[2:]) == str(adapter)
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "auto_map": {"AutoModel": "x.Y"}}')
+    status, lines = run(*usual, option, adapter)
+    assert (status, len(lines), swift) == (1, 1, [])
+    assert f"{adapter / 'adapter_config.json'}: auto_map" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "found"),
+    [
+        ("config.json", '{"model_type": "internvl", "text_config": 7}', "its config, tokenizer or image processor"),
+        ("tokenizer.json", "{}", "its config, tokenizer or image processor cannot be used"),
+        ("config.json", "[]", "not a config, a JSON object"),
+        ("config.json", '{"model_type": {}}', "no *.safetensors"),
+        ("model.safetensors", None, "no *.safetensors, so no weights, in this folder"),
+    ],
+)
+def test_a_damaged_base_model_is_told_in_one_line(run, swift, usual, copy_of, file, content, found):
+    folder = copy_of("internvl3")
+    if content is None or found.startswith("no *"):
+        (folder / "model.safetensors").unlink()
+    if content:
+        (folder / file).write_text(content)
+    status, lines = run(*usual, "--model", folder)
+    assert (status, len(lines), swift) == (1, 1, [])
+    assert str(folder) in lines[0]
+    assert found in lines[0]
 
 
 @pytest.mark.parametrize(("model", "model_type"), [("internvl3", "qwen2_5_vl"), ("qwen2.5", "internvl")])
@@ -375,7 +460,8 @@ def test_a_number_of_processes_that_is_none_is_told_before_rows_are_checked(
 
 def test_what_training_always_asks_of_ms_swift_can_be_overridden(run, swift, usual):
     assert run(*usual, "--strict", "false")[0] == 0
-    for name, value in zip(ALWAYS[::2], ALWAYS[1::2], strict=True):
+    always = ALWAYS + TRAINING
+    for name, value in zip(always[::2], always[1::2], strict=True):
         assert flag(swift[0], name.removeprefix("--")) == ("false" if name == "--strict" else value)
     assert flag(swift[0], "template") == "dfbench_internvl"
 
@@ -399,113 +485,3 @@ def test_help_is_no_error(run, swift, capsys):
     assert run("--help")[0] == 0
     assert run("sft", "--help")[0] == 0
     assert run("export", "--help")[0] == 0
-
-
-def test_when_ms_swift_fails_so_does_training(run, monkeypatch, usual):
-    commands = []
-
-    def fail(words, env):
-        commands.append((words, env))
-        return subprocess.CompletedProcess(words, 3)
-
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("dfbench.training.train.subprocess.run", fail)
-    status, lines = run(*usual)
-    assert status == 1
-    assert lines[-1].startswith("error: swift sft ended with exit status 3;")
-    words, env = commands[0]
-    assert words[:2] == [sys.executable, "-m"]
-    assert env["PATH"] == os.environ["PATH"]
-
-
-@pytest.mark.parametrize("command", ["sft", "export"])
-def test_arguments_that_ms_swift_refuses_are_wrong_arguments(run, monkeypatch, usual, trained, command):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(
-        "dfbench.training.train.subprocess.run", lambda words, env: subprocess.CompletedProcess(words, 2)
-    )
-    status, lines = run(*usual) if command == "sft" else run("export", "--trained", trained)
-    assert status == 2
-    assert lines[-1] == f"error: swift {command}: wrong arguments, as its last line above says"
-
-
-@pytest.mark.parametrize(
-    ("flags", "status", "last"),
-    [
-        (("--bogus_flag", "2", "--other=3"), 2, "error: swift sft: unknown arguments --bogus_flag --other"),
-        (
-            ("--max-steps", "2", "--no_packing", "--packing=true"),
-            1,
-            "error: swift sft ended with exit status 1;",
-        ),
-    ],
-)
-def test_flags_that_ms_swift_does_not_have_are_wrong_arguments(run, monkeypatch, usual, flags, status, last):
-    ours = [word.removeprefix("--") for word in ALWAYS + ON_CPU if word.startswith("--")]
-    ours += ["template", "model", "output_dir", "dataset", "val_dataset"]
-    arguments = make_dataclass("Arguments", [*ours, "max_steps", "packing"])
-    stub = SimpleNamespace(SftArguments=arguments, ExportArguments=arguments)
-    monkeypatch.setitem(sys.modules, "swift.arguments", stub)
-    monkeypatch.setitem(sys.modules, "swift", SimpleNamespace(arguments=stub))
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(
-        "dfbench.training.train.subprocess.run", lambda words, env: subprocess.CompletedProcess(words, 1)
-    )
-    ended, lines = run(*usual, *flags)
-    assert ended == status
-    assert lines[-1].startswith(last)
-
-
-# --------------------------------------------------------------------------------------------------------------- merge
-
-
-@pytest.fixture
-def trained(tmp_path) -> Path:
-    folder = tmp_path / "trained"
-    for number in (1, 2):
-        adapter = folder / f"checkpoint-{number}"
-        adapter.mkdir(parents=True)
-        (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "/base"}')
-        (adapter / "adapter_model.safetensors").touch()
-        os.utime(adapter, (1_700_000_000 + number,) * 2)
-    return folder
-
-
-def test_merging_takes_the_newest_adapter(run, swift, trained):
-    assert run("export", "--trained", trained)[0] == 0
-    words = swift[0]
-    assert words[0] == "export"
-    assert flag(words, "adapters") == str(trained / "checkpoint-2")
-    assert flag(words, "output_dir") == str(trained / "checkpoint-2_merged")
-    assert flag(words, "merge_lora") == "true"
-    assert flag(words, "torch_dtype") == "float32"
-
-
-def test_merging_takes_what_is_named(run, swift, trained, tmp_path):
-    named = ("--adapters", trained / "checkpoint-1", "--output_dir", tmp_path / "merged")
-    assert run("export", "--trained", trained, *named, "--max_shard_size", "5GB")[0] == 0
-    assert flag(swift[0], "adapters") == str(trained / "checkpoint-1")
-    assert flag(swift[0], "output_dir") == str(tmp_path / "merged")
-    assert flag(swift[0], "max_shard_size") == "5GB"
-
-
-def test_a_merged_model_is_not_overwritten(run, swift, trained):
-    (trained / "checkpoint-2_merged").mkdir()
-    assert run("export", "--trained", trained)[0] == 0
-    (trained / "checkpoint-2_merged" / "config.json").touch()
-    status, lines = run("export", "--trained", trained)
-    assert (status, len(lines), len(swift)) == (1, 1, 1)
-    assert "checkpoint-2_merged has files in it already" in lines[0]
-
-
-def test_merging_before_training(run, swift, tmp_path):
-    status, lines = run("export", "--trained", tmp_path)
-    assert (status, len(lines), swift) == (1, 1, [])
-    assert lines[0].startswith(f"error: {tmp_path}: ")
-    assert "no merged model and no adapter" in lines[0]
-
-
-def test_merging_a_folder_that_holds_no_adapter(run, swift, tmp_path):
-    status, lines = run("export", "--trained", tmp_path, "--adapters", tmp_path)
-    assert (status, len(lines), swift) == (1, 1, [])
-    assert "no adapter_config.json" in lines[0]
