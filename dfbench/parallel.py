@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -51,7 +52,8 @@ def run_jobs(
     # Fresh processes rather than forks: the parent has threads (progress bars, downloads).
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(num_workers, len(jobs)), mp_context=context, initializer=_start_worker) as pool:
-        job_of = {pool.submit(function, job): job for job in jobs}
+        with _interrupts_held_back():  # the workers that start here inherit that: Ctrl-C is the parent's to handle
+            job_of = {pool.submit(function, job): job for job in jobs}
         try:
             for future in list(job_of) if in_order else as_completed(job_of):
                 yield job_of.pop(future), future.result()  # popped, so that results do not pile up here
@@ -64,8 +66,17 @@ def run_jobs(
             pool.shutdown(cancel_futures=True)  # an error ends the queue, not the jobs that are running
 
 
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """A Ctrl-C in the meantime comes at the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

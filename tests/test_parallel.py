@@ -11,6 +11,7 @@ import pytest
 
 from dfbench.errors import InputError
 from dfbench.parallel import available_cores, progress_bar, run_jobs
+from dfbench.paths import REPOSITORY
 
 JOBS = """
 import os, time
@@ -113,3 +114,41 @@ def test_a_progress_bar_is_silent_without_a_terminal(capsys):
     assert list(progress_bar([1, 2], "reading", "rows", quiet=False)) == [1, 2]
     assert list(progress_bar([1, 2], "reading", "rows", quiet=True)) == [1, 2]
     assert capsys.readouterr().err == ""
+
+
+STARTING = """
+import sys
+import time
+from multiprocessing import parent_process
+
+from dfbench import cli
+from dfbench.parallel import run_jobs
+
+if parent_process():
+    time.sleep(3)  # as importing takes
+
+def nothing(_):
+    pass
+
+def main():
+    print("ready", flush=True)
+    list(run_jobs(nothing, range(4), 2))
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
+"""
+
+
+def test_an_interrupt_while_workers_start_is_one_line(tmp_path):
+    """A terminal sends Ctrl-C to the workers, too."""
+    (tmp_path / "starting.py").write_text(STARTING)
+    command = [sys.executable, str(tmp_path / "starting.py")]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env=env, start_new_session=True, **pipes)
+    process.stdout.readline()
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr == "interrupted; what was written stays, and the same command goes on from there\n"
