@@ -32,6 +32,40 @@ def usable_checkpoint(checkpoint: Path) -> Path:
     return native_checkpoint(checkpoint)
 
 
+_CODE = {".py", ".pyc", ".so"}
+
+
+def refuse_remote_code(folder: Path) -> None:
+    """Raise InputError where a checkpoint or adapter folder brings code of its own, which a loader that trusts it, as
+    ms-swift's do, runs without asking: a module in it (`custom_generate/generate.py`, or one that a loader imports by
+    name), or `auto_map` at any depth of a JSON file, which can name modules elsewhere too.
+    """
+    advice = "Use the native (-hf) form of the weights, or a copy without it."
+    for path in sorted(path for layout in ("*", "*/*") for path in folder.glob(layout) if path.is_file()):
+        # DeepSpeed leaves a script of this name in its checkpoints; no loader imports it.
+        if path.suffix in _CODE and path.name != "zero_to_fp32.py":
+            raise InputError(f"{path}: code that training and merging would run. {advice}")
+        if path.suffix == ".json" and _names_code(path):
+            raise InputError(f"{path}: auto_map makes training and merging run the code that it names. {advice}")
+
+
+def _names_code(path: Path) -> bool:
+    """Whether any object in a JSON file has a key `auto_map`, however it is escaped, and one that a later one of the
+    same name hides included. With a number it is a word of a vocabulary.
+    """
+    found = []
+
+    def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found.extend(value for key, value in pairs if key == "auto_map" and isinstance(value, dict | list | str))
+        return dict(pairs)
+
+    try:
+        json.loads(path.read_bytes(), object_pairs_hook=look)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} holds broken JSON ({error}): download it again, or remove it.") from None
+    return bool(found)
+
+
 def find_weights(model_path: Path | None, adapter: Path | None, trained: Path) -> tuple[Path, Path | None]:
     """(checkpoint, adapter or None) to score. What is not named is looked for in the folder `trained`: the newest
     merged model (`merged/<adapter>`, or `<adapter>_merged` as merging once wrote it), or the newest adapter and its
@@ -94,40 +128,6 @@ def read_adapter_config(adapter: Path) -> dict[str, Any]:
     if (adapter / "adapter_model.bin").exists():
         raise InputError(f"{adapter}: adapter_model.bin is a pickle, which can run code. Save it as safetensors.")
     raise InputError(f"{adapter}: no adapter_model.safetensors. Copy the whole folder, or name another one.")
-
-
-_CODE = {".py", ".pyc", ".so"}
-
-
-def refuse_remote_code(folder: Path) -> None:
-    """Raise InputError where a checkpoint or adapter folder brings code of its own, which a loader that trusts it, as
-    ms-swift's do, runs without asking: a module in it (`custom_generate/generate.py`, or one that a loader imports by
-    name), or `auto_map` at any depth of a JSON file, which can name modules elsewhere too.
-    """
-    advice = "Use the native (-hf) form of the weights, or a copy without it."
-    for path in sorted(path for layout in ("*", "*/*") for path in folder.glob(layout) if path.is_file()):
-        # DeepSpeed leaves a script of this name in its checkpoints; no loader imports it.
-        if path.suffix in _CODE and path.name != "zero_to_fp32.py":
-            raise InputError(f"{path}: code that training and merging would run. {advice}")
-        if path.suffix == ".json" and _names_code(path):
-            raise InputError(f"{path}: auto_map makes training and merging run the code that it names. {advice}")
-
-
-def _names_code(path: Path) -> bool:
-    """Whether any object in a JSON file has a key `auto_map`, however it is escaped, and one that a later one of the
-    same name hides included. With a number it is a word of a vocabulary.
-    """
-    found = []
-
-    def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found.extend(value for key, value in pairs if key == "auto_map" and isinstance(value, dict | list | str))
-        return dict(pairs)
-
-    try:
-        json.loads(path.read_bytes(), object_pairs_hook=look)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} holds broken JSON ({error}): download it again, or remove it.") from None
-    return bool(found)
 
 
 def fingerprint(folder: Path) -> str:

@@ -77,7 +77,7 @@ def load_model(checkpoint: Path, *, device: str, dtype: str, adapter: Path | Non
     return model.eval().requires_grad_(False)
 
 
-def check_adapter(checkpoint: Path, adapter: Path) -> None:
+def check_fit(checkpoint: Path, adapter: Path) -> None:
     """Raise InputError where an adapter does not fit a checkpoint's layers. Weights of the checkpoint are not read."""
     try:
         with _silence(), torch.device("meta"):

@@ -42,9 +42,9 @@ def merge(argv: Sequence[str]) -> None:
     family = checked_family(named)
     base = usable_base(named, family)
     if family:
-        from dfbench.models.hf import check_adapter  # it imports torch
+        from dfbench.models.hf import check_fit  # it imports torch
 
-        check_adapter(base, adapter)
+        check_fit(base, adapter)
     known = ["--model_type", family.name, "--template", family.template] if family else []
     dtype = [] if has_gpu() else ["--torch_dtype", "float32"]
     merged = args.output_dir or args.trained / "merged" / Path(os.path.abspath(adapter)).name

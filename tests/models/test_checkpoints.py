@@ -40,6 +40,75 @@ def make_merged(folder: Path, minutes: int) -> Path:
     return folder
 
 
+# --------------------------------------------------------------------------------------------------------- remote code
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "adapter_config.json", "sub/any.json"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"auto_map": {"AutoConfig": "evil.Config"}}',
+        '{"auto\\u005fmap": {"AutoConfig": "evil.Config"}}',
+        '{"\\u0061\\u0075to_map": ["evil.Tokenizer", null]}',
+        '{"a": [1, {"b": {"auto_map": "evil.Processor"}}]}',
+        '{"auto_map": {"AutoConfig": "evil.Config"}, "auto_map": null}',
+        '{"a": {"auto_map": {}}, "a": 1}',
+        '[{"auto_map": {}}]',
+        '\ufeff{"auto_map": {}}',
+    ],
+)
+def test_a_folder_whose_json_names_code_is_refused(tmp_path, file, content):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / file).write_text(content)
+    with pytest.raises(InputError, match=f"{file}: auto_map makes training and merging run the code that it names"):
+        refuse_remote_code(tmp_path)
+
+
+def test_json_in_another_encoding_hides_nothing(tmp_path):
+    (tmp_path / "config.json").write_text('{"auto_map": {}}', encoding="utf-16")
+    with pytest.raises(InputError, match="auto_map"):
+        refuse_remote_code(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["modeling_x.py", "custom_generate/generate.py", "x.pyc", "x.so"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_folder_with_modules_in_it_is_refused(tmp_path, file, linked):
+    elsewhere = tmp_path / "elsewhere" / file
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.touch()
+    folder = tmp_path / "model"
+    folder.mkdir()
+    top = file.partition("/")[0]
+    place = elsewhere.parents[len(Path(file).parts) - 1] / top
+    if linked:
+        (folder / top).symlink_to(place)
+    else:
+        place.rename(folder / top)
+    with pytest.raises(InputError, match=f"{file}: code that training and merging would run"):
+        refuse_remote_code(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "", "[" * 100_000])
+def test_json_that_cannot_be_looked_through_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"config\.json holds broken JSON"):
+        refuse_remote_code(tmp_path)
+
+
+def test_what_runs_no_code_is_let_pass(checkpoints, tmp_path):
+    for checkpoint in checkpoints.values():
+        refuse_remote_code(checkpoint)
+    (tmp_path / "vocab.json").write_text('{"auto_map": 17, "auto_mapping": {"a": "b"}}')
+    (tmp_path / "config.json").write_text('{"auto_map": null, "note": "auto_map"}')
+    (tmp_path / "zero_to_fp32.py").touch()  # DeepSpeed's
+    os.mkfifo(tmp_path / "pipe.json")
+    refuse_remote_code(tmp_path)
+    refuse_remote_code(tmp_path / "gone")
+
+
+# -------------------------------------------------------------------------------------------------------- find_weights
+
+
 def test_what_is_named_is_taken(trained, tmp_path):
     make_merged(trained / "checkpoint-1_merged", 0)
     assert find_weights(tmp_path / "m", None, trained) == (tmp_path / "m", None)
@@ -155,72 +224,6 @@ def test_with_a_base_model_named_the_adapter_need_not_name_one(trained):
     adapter = make_adapter(trained / "mine", 0)
     (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": null}')
     assert find_weights(Path("/weights/base"), adapter, trained) == (Path("/weights/base"), adapter)
-
-
-# --------------------------------------------------------------------------------------------------------- remote code
-
-
-@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "adapter_config.json", "sub/any.json"])
-@pytest.mark.parametrize(
-    "content",
-    [
-        '{"auto_map": {"AutoConfig": "evil.Config"}}',
-        '{"auto\\u005fmap": {"AutoConfig": "evil.Config"}}',
-        '{"\\u0061\\u0075to_map": ["evil.Tokenizer", null]}',
-        '{"a": [1, {"b": {"auto_map": "evil.Processor"}}]}',
-        '{"auto_map": {"AutoConfig": "evil.Config"}, "auto_map": null}',
-        '{"a": {"auto_map": {}}, "a": 1}',
-        '[{"auto_map": {}}]',
-        '\ufeff{"auto_map": {}}',
-    ],
-)
-def test_a_folder_whose_json_names_code_is_refused(tmp_path, file, content):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / file).write_text(content)
-    with pytest.raises(InputError, match=f"{file}: auto_map makes training and merging run the code that it names"):
-        refuse_remote_code(tmp_path)
-
-
-def test_json_in_another_encoding_hides_nothing(tmp_path):
-    (tmp_path / "config.json").write_text('{"auto_map": {}}', encoding="utf-16")
-    with pytest.raises(InputError, match="auto_map"):
-        refuse_remote_code(tmp_path)
-
-
-@pytest.mark.parametrize("file", ["modeling_x.py", "custom_generate/generate.py", "x.pyc", "x.so"])
-@pytest.mark.parametrize("linked", [False, True])
-def test_a_folder_with_modules_in_it_is_refused(tmp_path, file, linked):
-    elsewhere = tmp_path / "elsewhere" / file
-    elsewhere.parent.mkdir(parents=True)
-    elsewhere.touch()
-    folder = tmp_path / "model"
-    folder.mkdir()
-    top = file.partition("/")[0]
-    place = elsewhere.parents[len(Path(file).parts) - 1] / top
-    if linked:
-        (folder / top).symlink_to(place)
-    else:
-        place.rename(folder / top)
-    with pytest.raises(InputError, match=f"{file}: code that training and merging would run"):
-        refuse_remote_code(folder)
-
-
-@pytest.mark.parametrize("content", ["{", "", "[" * 100_000])
-def test_json_that_cannot_be_looked_through_is_refused(tmp_path, content):
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(InputError, match=r"config\.json holds broken JSON"):
-        refuse_remote_code(tmp_path)
-
-
-def test_what_runs_no_code_is_let_pass(checkpoints, tmp_path):
-    for checkpoint in checkpoints.values():
-        refuse_remote_code(checkpoint)
-    (tmp_path / "vocab.json").write_text('{"auto_map": 17, "auto_mapping": {"a": "b"}}')
-    (tmp_path / "config.json").write_text('{"auto_map": null, "note": "auto_map"}')
-    (tmp_path / "zero_to_fp32.py").touch()  # DeepSpeed's
-    os.mkfifo(tmp_path / "pipe.json")
-    refuse_remote_code(tmp_path)
-    refuse_remote_code(tmp_path / "gone")
 
 
 # --------------------------------------------------------------------------------------------------------- fingerprint
