@@ -1,9 +1,10 @@
 #!/bin/sh
-# Set up and run the tests: quick ones first, then those that train, start ms-swift or a browser.
+# Set up and run the tests, in two processes.
 #
-#   sh scripts/test.sh              everything
-#   sh scripts/test.sh --quick      only the quick ones, which do not need ms-swift
-#   sh scripts/test.sh -k fusion    further options go to pytest
+#   sh scripts/test.sh                    everything: some four minutes on two cores
+#   sh scripts/test.sh --quick            not those that train, or start programs, ms-swift or a browser: one minute
+#   sh scripts/test.sh -k fusion          further options go to pytest
+#   sh scripts/test.sh -n 0 --pdb -k x    in one process, as a debugger needs it
 set -eu
 cd "$(dirname "$0")/.."
 sh scripts/setup.sh
@@ -12,7 +13,7 @@ export PATH HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
 if [ "${1:-}" = --quick ]; then
     shift
-    # Two processes; each test file stays in one, so that its small models are made once.
-    set -- -m "not slow" -n 2 --dist loadfile "$@"
+    set -- -m "not slow" "$@"
 fi
-exec python -m pytest "$@"
+# Stealing leaves neighbours, which share fixtures, in one process, and neither idle before the end.
+exec python -m pytest -n 2 --dist worksteal "$@"

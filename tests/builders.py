@@ -1,16 +1,22 @@
 """Plain functions that several test files build their cases with; what pytest has to know of is in conftest.py."""
 
+import io
+import logging
 import os
+import runpy
 import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 
 from dfbench.models.registry import AGENTS
+from dfbench.paths import REPOSITORY
 from dfbench.predictions.join import Predictions
 from dfbench.predictions.reader import Detector
 from dfbench.prepare.hub import Target
@@ -84,6 +90,19 @@ def flag(words: list[str], name: str) -> str | None:
     """The value of the last `--name value`, which is the one that counts in ms-swift's parser."""
     places = [i for i, word in enumerate(words) if word == f"--{name}"]
     return words[places[-1] + 1] if places else None
+
+
+def run_here(program: str, *arguments: object) -> subprocess.CompletedProcess:
+    """Run a program of the repository in this process, where what it imports is loaded already: how it ended."""
+    words, out, err = [str(REPOSITORY / program), *map(str, arguments)], io.StringIO(), io.StringIO()
+    no_handlers = patch.object(logging.getLogger(), "handlers", [])  # pytest's would keep the program from its own
+    with patch.object(sys, "argv", words), redirect_stdout(out), redirect_stderr(err), no_handlers:
+        try:
+            runpy.run_path(words[0], run_name="__main__")
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 
 def interpret(code: str) -> list[float]:

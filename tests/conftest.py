@@ -1,4 +1,4 @@
-"""Shared by all tests: slow ones run last, and small real checkpoints and data sets are made once."""
+"""Shared by all tests: their order, and small real checkpoints and data sets that are made once."""
 
 import io
 import json
@@ -16,14 +16,22 @@ from dfbench.data.annotations import QUESTION, Sample
 from dfbench.data.sources import CATALOGUE, source_of
 from dfbench.models.registry import AGENTS
 
+# Before anything imports torch, as scripts/test.sh does: sums in one order, the same as in programs that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of programs start processes, which takes seconds each: they count as slow. Slow ones run last."""
+    """Tests of programs start processes, which takes seconds each: they count as slow.
+
+    Slow ones run last in one process, and first where several share the tests, so that none waits long for another.
+    """
     for item in items:
         if item.path.parent.name == "programs":
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    slow_first = "PYTEST_XDIST_WORKER" in os.environ
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is not None) != slow_first)
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ def test_numbers_and_control_characters_in_names_stay_texts():
     """tabulate writes "1e5" as a number and takes a first cell of \\x01 for a rule, unless it is told otherwise."""
     table = Table("t", "T", ["name", "n"], [["\x01", "1"], ["1e5", "2"], ["007", "3"]])
     assert [line.split()[1] for line in markdown(table).splitlines()[4:]] == [r"\\x01", "1e5", "007"]
-    assert [line.split()[0] for line in latex(table).splitlines()[5:8]] == [r"\\x01", "1e5", "007"]
+    assert [line.split()[0] for line in latex(table).splitlines()[5:8]] == [r"\textbackslash{}x01", "1e5", "007"]
     assert "| name" in markdown(Table("t", "T", ["name", "n"], []))
 
 

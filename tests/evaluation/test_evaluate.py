@@ -236,11 +236,11 @@ def test_figures_at_another_prior():
 
 @pytest.mark.slow
 def test_coverage_of_the_bootstrap_intervals():
-    """The intervals must hold the truth in about 95 % of 300 simulated benchmarks.
+    """The intervals must hold the truth in about 95 % of 150 simulated benchmarks.
 
-    Within 0.89 and 0.99 here: 300 runs leave a standard error of 0.013, and percentile intervals of small samples are
-    known to be a little short. The detector is overconfident: the calibration error of one that is not is biased
-    upwards in small samples, and its interval with it.
+    Within 0.88 and 0.99 here: 150 runs leave a standard error of 0.018, and percentile intervals of small samples are
+    known to be a little short; most intervals of 90 % would leave that range. The detector is overconfident: the
+    calibration error of one that is not is biased upwards in small samples, and its interval with it.
     """
     sizes = {"LIVE": 100, "CSIQ": 100, "edit": 150, "Kolors": 150}
     shifts = {"LIVE": 0, "CSIQ": 0.5, "edit": -0.5, "Kolors": 0.3}
@@ -259,15 +259,15 @@ def test_coverage_of_the_bootstrap_intervals():
 
     truth = np.mean([overall(simulate(np.random.default_rng(1000 + i), 200)) for i in range(5)], axis=0)
     num_held = np.zeros(len(METRICS))
-    for run in range(300):
+    for run in range(150):
         rng = np.random.default_rng(run)
         grouped = simulate(rng)
-        low, high = percentile_interval(np.array([overall(grouped, grouped.resample(rng)) for _ in range(250)]))
+        low, high = percentile_interval(np.array([overall(grouped, grouped.resample(rng)) for _ in range(120)]))
         num_held += (low <= truth) & (truth <= high)
-    coverage = dict(zip(METRICS, num_held / 300, strict=True))
+    coverage = dict(zip(METRICS, num_held / 150, strict=True))
     # At 1 % of 200 real images the threshold hangs on two of them: no bootstrap can know it.
     for metric in set(METRICS) - {"auroc_vs_other_class", "tpr_at_fpr_1"}:
-        assert 0.89 <= coverage[metric] <= 0.99, coverage
+        assert 0.88 <= coverage[metric] <= 0.99, coverage
 
 
 def test_a_detector_that_is_always_right():

@@ -260,7 +260,13 @@ def test_names_come_from_metadata_then_file_then_folder(tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "name"),
-    [("\ud800x", r"\ud800x"), ("\x1b[31mred\x07", r"\x1b[31mred\x07"), ("two\nlines", "two lines"), ("\x1f", "a"), (7, "a")],
+    [
+        ("\ud800x", r"\ud800x"),
+        ("\x1b[31mred\x07", r"\x1b[31mred\x07"),
+        ("two\nlines", "two lines"),
+        ("\x1f", "a"),
+        (7, "a"),
+    ],
 )
 def test_names_that_no_terminal_or_file_should_get_are_made_harmless(tmp_path, given, name):
     path = write(tmp_path / "a.csv", *GOOD)

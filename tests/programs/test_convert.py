@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from builders import run_here
 
 from dfbench.paths import REPOSITORY
 
@@ -12,12 +13,13 @@ ORACLE = ROOT / "tests" / "fixtures" / "internvl_oracle"
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "scripts" / "convert_internvl.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return run_here("scripts/convert_internvl.py", *arguments)
 
 
 def test_it_converts_with_lora_and_says_where(tmp_path):
-    done = run("--input", ORACLE / "model", "--output", tmp_path / "out", "--lora", ORACLE / "lora_weights.pth")
+    options = ("--input", ORACLE / "model", "--output", tmp_path / "out", "--lora", ORACLE / "lora_weights.pth")
+    command = [sys.executable, ROOT / "scripts" / "convert_internvl.py", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout) == (0, f"native checkpoint: {tmp_path / 'out'}\n")
     assert (tmp_path / "out" / "tokenizer.json").is_file()
 

@@ -1,13 +1,13 @@
 """scripts/make_demo.py and scripts/make_tiny_models.py as users run them (tests/demo holds what they make)."""
 
-import runpy
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
+from builders import run_here
 
-from dfbench.demo import generators
+from dfbench.data.sources import FAKE, REAL
+from dfbench.demo import dataset, generators
 from dfbench.paths import REPOSITORY
 
 SCRIPTS = REPOSITORY / "scripts"
@@ -20,23 +20,14 @@ def test_arguments_are_told_at_once(program):
         assert subprocess.run(command, capture_output=True, timeout=5).returncode == status
 
 
-@pytest.fixture
-def run(monkeypatch, capsys) -> Callable[..., str]:
-    """A function: a program and its arguments -> what it printed. In this process: torch takes seconds to start."""
-
-    def call(program: str, *arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
-        runpy.run_path(str(SCRIPTS / program))["main"]()
-        return capsys.readouterr().out
-
-    return call
-
-
-def test_make_demo_says_in_one_line_what_it_made_and_prepares(run, monkeypatch, tmp_path):
+def test_make_demo_says_in_one_line_what_it_made_and_prepares(monkeypatch, tmp_path):
     monkeypatch.setattr(generators, "STEPS", 2)  # tests/demo/test_generators.py trains them to the end
-    made = run("make_demo.py", "--output-dir", tmp_path / "archives")
-    assert made == f"{tmp_path / 'archives'}: 1440 train and 400 test images of 9 stand-in sources, made\n"
-    again = run("make_demo.py", "--output_dir", tmp_path / "archives")
+    num_images = {"train": {REAL: 8, FAKE: 10}, "test": {REAL: 4, FAKE: 5}}  # of five real and four fake sources
+    for split, counts in num_images.items():
+        monkeypatch.setitem(dataset.NUM_IMAGES, split, counts)
+    made = run_here("scripts/make_demo.py", "--output-dir", tmp_path / "archives").stdout
+    assert made == f"{tmp_path / 'archives'}: 80 train and 40 test images of 9 stand-in sources, made\n"
+    again = run_here("scripts/make_demo.py", "--output_dir", tmp_path / "archives").stdout
     assert again == made.replace("made\n", "already there\n")
     where = [
         "--archives",
@@ -46,14 +37,14 @@ def test_make_demo_says_in_one_line_what_it_made_and_prepares(run, monkeypatch, 
         "--annotation_dir",
         tmp_path / "annotations",
     ]
-    run("prepare_dataset.py", *where, "--decode", "--quiet")
+    run_here("scripts/prepare_dataset.py", *where, "--decode", "--quiet")
     files = list((tmp_path / "DFBench").glob("*/**/*.png"))
-    assert len(files) == 1840
+    assert len(files) == 120
     assert len({path.stat().st_size for path in files}) == 1
 
 
-def test_make_tiny_models_makes_those_of_the_tests_whatever_torch_did_before(run, checkpoints, tmp_path):
-    printed = run("make_tiny_models.py", "--output_dir", tmp_path)
+def test_make_tiny_models_makes_those_of_the_tests_whatever_torch_did_before(checkpoints, tmp_path):
+    printed = run_here("scripts/make_tiny_models.py", "--output_dir", tmp_path).stdout
     assert [path.name for path in sorted(tmp_path.iterdir())] == sorted(checkpoints)
     for agent, checkpoint in checkpoints.items():
         assert f"{tmp_path / agent}: " in printed

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import run_here
 
 from dfbench.fusion.early_exit import settled_images
 from dfbench.paths import REPOSITORY
@@ -22,7 +22,10 @@ SOURCES = {"Flick8k": "A", "koniq10k": "A", "edit": "B", "NOVA": "B", "PixArt": 
 
 
 def run(program: str, *arguments: object, root: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-W", "error::FutureWarning", str(root / program), *map(str, arguments)]
+    """In this process, or, for programs that were copied elsewhere, as users do."""
+    if root == ROOT:
+        return run_here(program, *arguments)
+    command = [sys.executable, str(root / program), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -368,22 +371,7 @@ def test_audit_adds_baselines_and_matched_figures(agents, tmp_path):
 # A metric and a rule of one's own: registered in one place, found wherever the programs show such things.
 
 
-@pytest.fixture
-def run_here(monkeypatch, capsys):
-    """A function that runs a program in this process, where something may have been registered: its output."""
-
-    def run(program: str, *arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(ROOT / program), run_name="__main__")
-        out, err = capsys.readouterr()
-        assert stopped.value.code == 0, err
-        return out
-
-    return run
-
-
-def test_a_registered_metric_is_in_the_terminal_the_tables_and_the_report(agents, tmp_path, run_here):
+def test_a_registered_metric_is_in_the_terminal_the_tables_and_the_report(agents, tmp_path):
     from dfbench.evaluation import metrics
 
     specificity = metrics.Metric(
@@ -396,7 +384,7 @@ def test_a_registered_metric_is_in_the_terminal_the_tables_and_the_report(agents
     )
     metrics.register(specificity)
     try:
-        out = run_here("process_results.py", *agents, "--bootstrap", 20, "--output_dir", tmp_path, "--quiet")
+        out = run("process_results.py", *agents, "--bootstrap", 20, "--output_dir", tmp_path, "--quiet").stdout
     finally:
         del metrics.METRICS["specificity"]
     # "TNR (dummy)  0.925 [0.875,0.975]  ...": shown as the record says, with bounds of the bootstrap.
@@ -411,7 +399,7 @@ def test_a_registered_metric_is_in_the_terminal_the_tables_and_the_report(agents
     assert report.count("TNR (dummy)") > 2
 
 
-def test_a_registered_fusion_rule_is_a_choice_and_applies(agents, tmp_path, run_here):
+def test_a_registered_fusion_rule_is_a_choice_and_applies(agents, tmp_path):
     from dfbench.fusion import rules
 
     class Last(rules.FusionRule):
@@ -424,13 +412,13 @@ def test_a_registered_fusion_rule_is_a_choice_and_applies(agents, tmp_path, run_
 
     rules.register(Last)
     try:
-        out = run_here("logit_calculation.py", *agents, "--fusion", "last", "--output_csv", tmp_path / "last.csv")
-        usage = " ".join(run_here("logit_calculation.py", "--help").split())
+        fused = run("logit_calculation.py", *agents, "--fusion", "last", "--output_csv", tmp_path / "last.csv")
+        usage = " ".join(run("logit_calculation.py", "--help").stdout.split())
     finally:
         del rules.RULES["last"]
-    assert "MoA-DF (last): " in out
-    fused, last = (read_detector(path).frame for path in (tmp_path / "last.csv", agents[-1]))
-    assert fused[["image", "answer", "prob_B"]].equals(last[["image", "answer", "prob_B"]])
+    assert "MoA-DF (last): " in fused.stdout
+    found, last = (read_detector(path).frame for path in (tmp_path / "last.csv", agents[-1]))
+    assert found[["image", "answer", "prob_B"]].equals(last[["image", "answer", "prob_B"]])
     assert json.loads((tmp_path / "last.json").read_text())["fusion"] == "last"
     assert "last: What the last agent says." in usage
 

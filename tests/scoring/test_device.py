@@ -88,6 +88,7 @@ def test_each_process_sees_its_own_gpu(monkeypatch, environment, visible):
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
 
 
+@pytest.mark.slow
 def test_nothing_looks_for_gpus_before_the_run_is_resolved():
     """What CUDA_VISIBLE_DEVICES says counts only until the first look."""
     code = """
