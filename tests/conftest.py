@@ -21,9 +21,9 @@ QUESTION = "Is this a real image or a generated image? A: 'real' or B: 'generate
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of programs start processes, which takes seconds each: they count as slow. Slow ones run last."""
+    """Tests of programs start processes, and fuzzers run many cases: they count as slow. Slow ones run last."""
     for item in items:
-        if item.path.parent.name == "programs":
+        if item.path.parent.name in ("programs", "fuzz"):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
