@@ -75,7 +75,8 @@ def fuzz(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
                 raise
             except BaseException as error:  # pytest's own failures are no Exceptions
                 again = f"--fuzz-seed {seed} --fuzz-case {number}"
-                failures.append(f"{again} ({folder}): {type(error).__name__}: {error}"[:2000])
+                said = f"{type(error).__name__}: {error}".strip()
+                failures.append(f"{again} ({folder}): {said[:200]}{'...' * (len(said) > 800)}{said[200:][-600:]}")
                 if only is not None:
                     raise
             else:

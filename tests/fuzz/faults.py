@@ -162,10 +162,10 @@ class _Counter:
             def write(self, data: bytes) -> int:
                 return counter.write(super().write, data)
 
-        def counting_open(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, *rest):
+        def counting_open(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, **options):
             if not set(mode) & set("wax+") or isinstance(file, int) or not counter.is_inside(file):
-                return real_open(file, mode, buffering, encoding, errors, newline, *rest)
-            raw = Raw(file, mode.replace("b", "").replace("t", ""))
+                return real_open(file, mode, buffering, encoding, errors, newline, **options)
+            raw = Raw(file, mode.replace("b", "").replace("t", ""), **options)
             if buffering == 0:
                 return raw
             buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
