@@ -23,12 +23,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of programs start processes, which takes seconds each: they count as slow.
+    """Tests of programs start processes, and fuzzers run many cases: they count as slow.
 
     Slow ones run last in one process, and first where several share the tests, so that none waits long for another.
     """
     for item in items:
-        if item.path.parent.name == "programs":
+        if item.path.parent.name in ("programs", "fuzz"):
             item.add_marker(pytest.mark.slow)
     slow_first = "PYTEST_XDIST_WORKER" in os.environ
     items.sort(key=lambda item: (item.get_closest_marker("slow") is not None) != slow_first)

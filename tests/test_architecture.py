@@ -36,6 +36,7 @@ MAX_MODULES = 9
 
 TESTS_OF_NO_MODULE = (
     "programs",  # the programs of the root and of scripts/, by what they do
+    "fuzz",  # faults and random damaged input, of programs and modules
     "test_architecture.py",  # this one
     "test_gpu.py",  # what needs a CUDA device, of several modules
     "models/packed/test_padding.py",  # both families' batches, padded to one shape

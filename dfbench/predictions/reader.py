@@ -175,6 +175,8 @@ def _is_cut(header: list[str], cells: list[str]) -> bool:
 
 def _read_table(path: Path, dtype: type | dict[str, type]) -> pd.DataFrame:
     """The CSV, indexed by line number (the header is line 1). Raises ValueError where a cell does not fit `dtype`."""
+    if b"\0" in path.read_bytes():  # pandas would cut the cell off there
+        raise InputError(f"{path}: there are zero bytes in it, as a crash of the machine leaves them. Write it again.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # more cells in every row than columns

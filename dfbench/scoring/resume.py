@@ -99,10 +99,12 @@ def check_resume(csv_path: Path, state: RunState, identity: dict[str, Any], samp
 
 def _asks_otherwise(begun: dict[str, Any], identity: dict[str, Any], written: Sequence[Sample]) -> bool:
     """Whether the run that was begun asked other questions, as far as its metadata tell."""
-    if identity["questions"] and set(begun.get("questions", ())) - set(identity["questions"]):
+    asked, then = begun.get("questions", []), begun.get("answered", {})
+    if not isinstance(asked, list) or not isinstance(then, dict):  # edited by hand
+        return True
+    if identity["questions"] and any(question not in identity["questions"] for question in asked):
         return True
     # Of a run over the same images, finished or not, and of a finished one over fewer, every question is known.
-    then = begun.get("answered", {})
     return any(now["images"] == then.get("images") and now != then for now in (identity["answered"], answered(written)))
 
 

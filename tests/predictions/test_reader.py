@@ -180,6 +180,7 @@ def test_a_bad_row_is_named_as_it_stands_in_the_file(tmp_path, line, place, foun
         (HEADER + "\n" + GOOD[0] + "\n" + GOOD[1] + ",7\n", "Expected 7 fields in line 3, saw 8"),
         (HEADER + '\n"x,A,A\n', "EOF inside string"),
         (HEADER + "\n" + GOOD[0] + ",7\n" + GOOD[1] + ",7\n", "Length of header"),
+        (HEADER + "\n" + GOOD[0] + "\0\0\n", "there are zero bytes in it"),
     ],
 )
 def test_an_unusable_file_is_one_line(tmp_path, content, message):

@@ -118,6 +118,21 @@ def test_rows_of_an_unknown_run_are_refused(run, output, metadata):
     assert "metadata" in finished.err
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("answered", "x"), ("answered", None), ("questions", 3), ("questions", [{}])]
+)
+def test_metadata_that_were_edited_are_refused(run, output, key, value):
+    assert run().status == 0
+    info = output.with_suffix(".json")
+    content = json.loads(info.read_text())
+    content["identity"][key] = value
+    info.write_text(json.dumps(content))
+    finished = run()
+    assert finished.status == 1
+    assert len(finished.err.splitlines()) == 1
+    assert "holds answers to other questions" in finished.err
+
+
 def test_a_start_that_failed_does_not_block_the_next(run, output, tmp_path):
     output.parent.mkdir()
     output.with_suffix(".json").write_text(json.dumps({"identity": {"model_fingerprint": "other"}}))
