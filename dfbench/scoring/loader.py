@@ -1,6 +1,9 @@
 """Planned batches -> model inputs, decoded and collated ahead of the model in worker processes."""
 
+import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,7 +113,23 @@ def load_batches(dataset: Preparation, workers: int, *, pin_memory: bool) -> Ite
         prefetch_factor=2 if workers else None,
         multiprocessing_context="fork" if workers else None,
     )
-    return guarded(iter(loader), workers)
+    with _own_signals() if workers else nullcontext():
+        return guarded(iter(loader), workers)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Workers that start inside leave Ctrl-C to us, and we do without torch's handler for one that was killed: it would
+    raise in the middle of whatever runs then, such as the loading of weights. Its batch, when it is asked for, tells.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def guarded(batches: Iterator[PreparedBatch], workers: int) -> Iterator[PreparedBatch]:
