@@ -84,6 +84,8 @@ class InternVLPrompt(Prompt):
                 text = self.tokenizer.apply_chat_template(
                     [{"role": "user", "content": turn}], add_generation_prompt=True, tokenize=False
                 )
+                if "<IMG_CONTEXT>" not in text:
+                    raise ValueError("it leaves the image out")
             return text.replace("<IMG_CONTEXT>", image)
         question = question.strip()
         if "<image>" not in question:

@@ -119,17 +119,24 @@ def load_batches(dataset: Preparation, workers: int, *, pin_memory: bool) -> Ite
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Workers that start inside leave Ctrl-C to us, and we do without torch's handler for one that was killed: it would
-    raise in the middle of whatever runs then, such as the loading of weights. Its batch, when it is asked for, tells.
+    """Workers that start inside leave Ctrl-C to us, who hear it when all have started: half of them could not be ended.
+
+    And we do without torch's handler for a worker that was killed, which would raise in the middle of whatever runs
+    then, such as the loading of weights. Its batch tells, when it is asked for.
     """
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    handler = signal.getsignal(signal.SIGCHLD)
+    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
+        yield
+        return
+    interrupts: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGCHLD)}
+    signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
     try:
         yield
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+    if interrupts:
+        signal.raise_signal(signal.SIGINT)
 
 
 def guarded(batches: Iterator[PreparedBatch], workers: int) -> Iterator[PreparedBatch]:
