@@ -41,7 +41,8 @@ class Runtime:
 def resolve(config: ScoringConfig) -> Runtime:
     """Choose the device, make it torch's current one, and fill in what depends on it.
 
-    The only place where a run changes environment variables and limits. Raises OptionError for what the machine cannot do.
+    The only place where a run changes environment variables and limits. Raises OptionError for what the machine cannot
+    do.
     """
     if config.device in (None, "cuda"):
         _see_own_gpu()
