@@ -235,11 +235,14 @@ def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
     InternVL.
     """
     import torch
+    from safetensors.torch import save_file
 
     from dfbench.models.base import ModelInputs, Prompt, SequenceSize
 
     fake = FakeModel()
-    (tmp_path / "config.json").write_text('{"model_type": "internvl"}')
+    text = {"hidden_size": 96, "num_hidden_layers": 2}  # the tiny InternVL3's
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "internvl", "text_config": text}))
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
 
     class FakePrompt(Prompt):
         image_token_id, answer_tokens, prefix, depends_on_size = 0, (1, 2), [], True
@@ -273,6 +276,7 @@ def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeModel:
         device = torch.device("cpu")
 
         def __init__(self, prompt, **_):
+            self.prompt = prompt
             fake.loads += 1
 
         def logits(self, batch):

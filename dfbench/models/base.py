@@ -5,7 +5,8 @@ logits, on the GPU).
 import copy
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from dfbench.data.images import ImageError
 from dfbench.data.sources import LABELS
-from dfbench.errors import InputError
+from dfbench.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +30,19 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 Engine = Literal["packed", "transformers"]
 """What runs the model: our packed layers, or the module's own forward pass (`dfbench.models.hf`)."""
+
+
+@contextmanager
+def blame(folder: Path, what: str, remedy: str) -> Iterator[None]:
+    """Turn what other libraries raise over a folder's files into an InputError that names it: for a damaged one
+    transformers, peft and jinja raise errors of any type. Memory that runs out is not the folder's fault.
+    """
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise InputError(f"{folder}: {what} ({first_line(error)}). {remedy}") from error
 
 
 @dataclass

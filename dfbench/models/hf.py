@@ -3,7 +3,6 @@
 Every fast path is tested against it, and a model without one is scored by it.
 """
 
-import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,19 +12,23 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from dfbench.errors import InputError, first_line
-from dfbench.models.base import DTYPES, Scorer
-from dfbench.models.checkpoints import read_adapter_config
+from dfbench.errors import InputError
+from dfbench.models.base import DTYPES, Scorer, blame
+from dfbench.models.checkpoints import check_adapter, check_weights
 
-logger = logging.getLogger(__name__)
+_UNFIT = {
+    "missing_keys": "missing keys",
+    "mismatched_keys": "mismatched keys",
+    "unexpected_keys": "weights have no place in the model",
+}
+"""What transformers reports of weights that are not the model's -> how we say it."""
 
-_UNUSABLE = (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, SafetensorError)
-"""What transformers and peft raise for weights that are damaged or of another model."""
+_OTHER_ADAPTER = "not a LoRA adapter of this model", "Name the adapter that was trained on it."
+"""What is wrong, and what to do."""
 
 
 class TransformersScorer(Scorer):
@@ -43,51 +46,54 @@ class TransformersScorer(Scorer):
 def load_model(checkpoint: Path, *, device: str, dtype: str, adapter: Path | None = None) -> PreTrainedModel:
     """Load a checkpoint's weights straight to `device`; with `adapter`, LoRA layers stay unmerged beside them.
 
-    Raises InputError where weights are missing, cut off or of other shapes, and where the adapter does not fit.
+    Raises InputError where weights are missing, superfluous, cut off, of other shapes or types, or not finite, and
+    where the adapter does not fit (see `check_adapter` too).
     """
-    try:
-        with _silence():
-            model, report = AutoModelForImageTextToText.from_pretrained(
-                checkpoint,
-                dtype=DTYPES[dtype],
-                device_map=device,
-                attn_implementation=_attention(checkpoint),
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
-            )
-    except torch.OutOfMemoryError:
-        raise
-    except _UNUSABLE as error:
-        raise InputError(
-            f"{checkpoint}: its weights cannot be loaded ({first_line(error)}). Download the weights again."
-        ) from None
-    for kind in ("missing_keys", "mismatched_keys"):
-        if report[kind]:
-            names = sorted(str(key if isinstance(key, str) else key[0]) for key in report[kind])
+    check_weights(checkpoint)
+    if adapter is not None:
+        check_adapter(checkpoint, adapter)
+        check_weights(adapter)
+    with blame(checkpoint, "its weights cannot be loaded", "Download the weights again."), _silence():
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            checkpoint,
+            dtype=DTYPES[dtype],
+            device_map=device,
+            attn_implementation=_attention(checkpoint),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            use_safetensors=True,
+        )
+    for kind, what in _UNFIT.items():
+        if names := sorted(str(key if isinstance(key, str) else key[0]) for key in report[kind]):
             raise InputError(
-                f"{checkpoint}: {len(names)} {kind.replace('_', ' ')}, such as {names[0]}. "
-                f"Download or merge the weights again."
+                f"{checkpoint}: {len(names)} {what}, such as {names[0]}. Download or merge the weights again."
             )
-    if report["unexpected_keys"]:
-        names = sorted(report["unexpected_keys"])
-        logger.warning("%s: %d weights have no place in the model, such as %s", checkpoint, len(names), names[0])
     if adapter is not None:
         with _silence():
             model = _with_adapter(model, adapter)
+    _check_finite(model, adapter or checkpoint, dtype)
     return model.eval().requires_grad_(False)
 
 
 def check_fit(checkpoint: Path, adapter: Path) -> None:
     """Raise InputError where an adapter does not fit a checkpoint's layers. Weights of the checkpoint are not read."""
-    try:
-        with _silence(), torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(checkpoint))
-    except _UNUSABLE as error:
-        raise InputError(
-            f"{checkpoint}: no model can be made from its config.json ({first_line(error)}). Download it again."
-        ) from None
+    unusable = blame(checkpoint, "no model can be made from its config.json", "Download it again.")
+    with unusable, _silence(), torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(checkpoint))
     with _silence():
         _with_adapter(model, adapter)
+
+
+def _check_finite(model: PreTrainedModel, folder: Path, dtype: str) -> None:
+    """Raise InputError for a weight that is not a number: every image would be without an answer."""
+    for name, weight in model.named_parameters():
+        if weight.dtype not in DTYPES.values() or not weight.numel():  # 8-bit weights have no minimum
+            continue
+        if not torch.stack(weight.detach().aminmax()).isfinite().all():
+            raise InputError(
+                f"{folder}: NaN or infinite values in the weight {name}, in {dtype}. Download or train the weights "
+                f"again, or choose another --dtype if they are finite in the file."
+            )
 
 
 def _attention(checkpoint: Path) -> str:
@@ -113,22 +119,12 @@ def _silence() -> Iterator[None]:
 
 def _with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """The model with LoRA layers in place, its own class and names kept. Every adapter weight must find its layer."""
-    read_adapter_config(adapter)
-    try:
+    with blame(adapter, *_OTHER_ADAPTER):
         PeftConfig.from_pretrained(adapter)
         wrapped: Any = PeftModel.from_pretrained(model, adapter, is_trainable=False)
         loaded = wrapped.load_adapter(adapter, "default", is_trainable=False)
-    except torch.OutOfMemoryError:
-        raise
-    except _UNUSABLE as error:
-        raise _misfit(adapter, first_line(error)) from None
     strange = list(loaded.unexpected_keys) + [key for key in loaded.missing_keys if "lora_" in key]
     if strange:
-        raise _misfit(adapter, f"{len(strange)} weights that do not match the model's layers, such as {strange[0]}")
+        found = f"{len(strange)} weights that do not match the model's layers, such as {strange[0]}"
+        raise InputError(f"{adapter}: {_OTHER_ADAPTER[0]} ({found}). {_OTHER_ADAPTER[1]}")
     return wrapped.get_base_model()
-
-
-def _misfit(adapter: Path, reason: str) -> InputError:
-    return InputError(
-        f"{adapter}: not a LoRA adapter of this model ({reason}). Name the adapter that was trained on it."
-    )

@@ -5,6 +5,8 @@ the Chinese system text, no newline after `<|im_end|>`, the image resized to a s
 thumbnail. `native` is the checkpoint's own chat template with dynamic tiling, for zero-shot use.
 """
 
+import multiprocessing
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, InternVLConfig
 
-from dfbench.models.base import ModelInputs, Prompt, SequenceSize, answer_token_ids, normalize_pixels
+from dfbench.errors import InputError
+from dfbench.models.base import ModelInputs, Prompt, SequenceSize, answer_token_ids, blame, normalize_pixels
 from dfbench.models.packed.layers import project_qkv
 from dfbench.models.packed.packing import PackShape, pack_prompts
 from dfbench.models.packed.scorer import PackedScorer
@@ -29,6 +32,12 @@ IMAGE_SIDE_IN_TILES = 1024 / 448
 
 MAX_TILES = 6
 """Upstream's `max_dynamic_patch`, without the thumbnail."""
+
+MOST_TILES = 100
+"""No checkpoint is known that asks for more than 12; the grids of n tiles are n squared."""
+
+TEMPLATE_SECONDS = 10
+"""A chat template that takes longer is refused; a usual one takes milliseconds."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -50,6 +59,9 @@ class InternVLPrompt(Prompt):
         self.max_tiles = MAX_TILES
         if protocol == "native":
             self.max_tiles = AutoImageProcessor.from_pretrained(checkpoint, backend="pil").max_patches
+            if not 1 <= self.max_tiles <= MOST_TILES:
+                raise ValueError(f"max_patches is {self.max_tiles}; expected 1 to {MOST_TILES}")
+            self._check_template()
         text = self.text("<image>\n?", 1)
         self.answer_tokens = answer_token_ids(self.encode, text, checkpoint)
         self.share_prefix(["<image>"])
@@ -68,15 +80,37 @@ class InternVLPrompt(Prompt):
         image = "<img>" + "<IMG_CONTEXT>" * (self.tokens_per_tile * num_tiles) + "</img>"
         if self.protocol == "native":
             turn = [{"type": "image"}, {"type": "text", "text": question.replace("<image>", "").strip()}]
-            text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": turn}], add_generation_prompt=True, tokenize=False
-            )
+            with blame(self.checkpoint, "its chat template cannot be used", "Download the whole folder again."):
+                text = self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": turn}], add_generation_prompt=True, tokenize=False
+                )
+                if "<IMG_CONTEXT>" not in text:
+                    raise ValueError("it leaves the image out")
             return text.replace("<IMG_CONTEXT>", image)
         question = question.strip()
         if "<image>" not in question:
             question = "<image>\n" + question
         question = question.replace("<image>", image)
         return f"<|im_start|>system\n{SYSTEM}<|im_end|><|im_start|>user\n{question}<|im_end|><|im_start|>assistant\n"
+
+    def _check_template(self) -> None:
+        """Raise InputError for a chat template that does not come to an end, as a loop or megabytes of text do not: it
+        is tried in a process of its own, which can be stopped wherever it is.
+        """
+
+        def attempt() -> None:
+            with suppress(Exception):  # raised again where it is used
+                self.text("?", 1)
+
+        process = multiprocessing.get_context("fork").Process(target=attempt, daemon=True)
+        process.start()
+        process.join(TEMPLATE_SECONDS)
+        if process.is_alive():
+            process.kill()
+            raise InputError(
+                f"{self.checkpoint}: its chat template is not done after {TEMPLATE_SECONDS} seconds. Download the "
+                f"whole folder again, or use --protocol upstream."
+            )
 
     def encode(self, text: str) -> list[int]:
         ids = self.tokenizer(text, add_special_tokens=False).input_ids

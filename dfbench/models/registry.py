@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dfbench.errors import InputError, first_line, shorten
+from dfbench.errors import InputError, shorten
 from dfbench.models.checkpoints import read_config, usable_checkpoint
 from dfbench.paths import REPOSITORY, RESULTS
 
@@ -51,16 +51,24 @@ class Family:
     max_aspect_ratio: float = inf
 
 
+class Size(NamedTuple):
+    """A language model's hidden size and number of layers, by which agents of one family are told apart."""
+
+    hidden: int
+    layers: int
+
+
 @dataclass(frozen=True)
 class TinyModel:
     """An agent's part in the demo: a tiny checkpoint of its architecture, and the training that makes a detector of it.
 
-    make: "module:function", a seed -> (model, processor).
+    make: "module:function", a seed -> (model, processor). size: of what it makes.
     """
 
     make: str
     learning_rate: float
     steps: int
+    size: Size | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class Agent:
     name: of its folder and its CSV. title: of the model, for people. hub_id: of the released weights.
     train_annotations, test_annotations: what its shells read where nothing is named, relative to its folder.
     evaluate, train, merge: its shells, relative to its folder; the first one writes its CSV.
+    size: of the released weights; None for an agent that takes any size of its family.
     demo: its tiny model; an agent without one is left out of the demo.
     """
 
@@ -82,6 +91,7 @@ class Agent:
     evaluate: str
     train: str = "train.sh"
     merge: str = "merge_lora.sh"
+    size: Size | None = None
     demo: TinyModel | None = None
 
     @property
@@ -96,6 +106,11 @@ class Agent:
     def evaluate_command(self) -> str:
         """What a user types in the repository to get the CSV."""
         return f"cd {self.name} && sh {self.evaluate}"
+
+    @property
+    def sizes(self) -> list[Size]:
+        """Of the checkpoints that are this agent's."""
+        return [size for size in (self.size, self.demo and self.demo.size) if size]
 
 
 FAMILIES: dict[str, Family] = {}
@@ -140,7 +155,8 @@ register(
         train_annotations="datasets/img_train_shuffled.json",
         test_annotations="datasets/img_test.json",
         evaluate="eval.sh",
-        demo=TinyModel("dfbench.demo.tiny_models:make_qwen", learning_rate=3e-3, steps=240),
+        size=Size(3584, 28),
+        demo=TinyModel("dfbench.demo.tiny_models:make_qwen", learning_rate=3e-3, steps=240, size=Size(96, 2)),
     )
 )
 register(
@@ -154,7 +170,8 @@ register(
         evaluate="shell/eval_deepfake.sh",
         train="shell/train_deepfake.sh",
         merge="shell/merge_lora.sh",
-        demo=TinyModel("dfbench.demo.tiny_models:make_internvl2_5", learning_rate=2e-3, steps=180),
+        size=Size(4096, 32),
+        demo=TinyModel("dfbench.demo.tiny_models:make_internvl2_5", learning_rate=2e-3, steps=180, size=Size(64, 2)),
     )
 )
 register(
@@ -168,7 +185,8 @@ register(
         evaluate="shell/eval_deepfake.sh",
         train="shell/train_deepfake.sh",
         merge="shell/merge_lora.sh",
-        demo=TinyModel("dfbench.demo.tiny_models:make_internvl3", learning_rate=2e-3, steps=180),
+        size=Size(4096, 48),
+        demo=TinyModel("dfbench.demo.tiny_models:make_internvl3", learning_rate=2e-3, steps=180, size=Size(96, 2)),
     )
 )
 
@@ -208,24 +226,47 @@ def family_of(model_type: str | None) -> Family | None:
     return next(matching, None)
 
 
-def check_checkpoint(checkpoint: Path, only: str | None = None) -> Family:
-    """The family of a checkpoint folder, by its config.json alone. Raises InputError where there is none, and for
-    another family than the one named `only`: one model under another's name would count twice in MoA-DF.
+def check_checkpoint(checkpoint: Path, agent: str | None = None, *, any_size: bool = False) -> Family:
+    """The family of a checkpoint folder, by its config.json alone. Raises InputError where there is none.
+
+    agent: a key of AGENTS, for checkpoints of this one alone: another's under its name would count twice in MoA-DF.
+    any_size: other sizes of its family than the released one, too.
     """
-    model_type = read_config(checkpoint).get("model_type")
-    family = family_of(model_type)
+    config = read_config(checkpoint)
+    family = family_of(config.get("model_type"))
     if family is None:
         known = " or ".join(name for each in FAMILIES.values() for name in each.model_types)
         raise InputError(
-            f"{checkpoint / 'config.json'}: model_type is {shorten(model_type)}; expected {known}. "
+            f"{checkpoint / 'config.json'}: model_type is {shorten(config.get('model_type'))}; expected {known}. "
             f"Name a checkpoint of such a model."
         )
-    if only and family.name != only:
+    if agent:
+        _check_agent(checkpoint, config, family, AGENTS[agent], any_size)
+    return family
+
+
+def _check_agent(checkpoint: Path, config: dict[str, Any], family: Family, agent: Agent, any_size: bool) -> None:
+    if family.name != agent.family:
         raise InputError(
-            f"{checkpoint}: a checkpoint of the family {family.name}, not {only}. "
+            f"{checkpoint}: a checkpoint of the family {family.name}, not {agent.family}. "
             f"Correct --model_path, or use that model's own folder."
         )
-    return family
+    # An original InternVL has them in llm_config, and the released Qwen2.5-VL beside all other values.
+    text = next((config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), dict)), config)
+    size = (text.get("hidden_size"), text.get("num_hidden_layers"))
+    if agent.size is None or size in agent.sizes:
+        return
+    found = f"{checkpoint}: its language model has hidden size {size[0]} and {size[1]} layers"
+    if others := [other for other in AGENTS.values() if other.family == family.name and size in other.sizes]:
+        raise InputError(
+            f"{found}: it is {others[0].title} (or the demo's tiny one), not {agent.title}. Correct --model_path, or "
+            f"score it in the folder {others[0].name}."
+        )
+    if not any_size:
+        raise InputError(
+            f"{found}; those of {agent.title} are {agent.size.hidden} and {agent.size.layers}. Correct --model_path, "
+            f"or take another size of this family with --any_size."
+        )
 
 
 def _load(name: str) -> Any:
@@ -240,19 +281,22 @@ def load_prompt(checkpoint: Path, protocol: str | None = None, *, engine: str = 
     Raises InputError for any other family, where the tokenizer or the image processor is missing or broken, and where
     `choose_engine` does.
     """
-    from huggingface_hub.errors import StrictDataclassError
+    from PIL import Image
+
+    from dfbench.models.base import blame
 
     checkpoint = usable_checkpoint(checkpoint)
     family = check_checkpoint(checkpoint)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if not (checkpoint / name).is_file():  # transformers would guess
+            raise InputError(f"{checkpoint}: no {name} in this folder. Download the whole folder again.")
     options = (protocol or family.protocols[0],) if family.protocols else ()
-    try:
+    what = "its config, tokenizer or image processor cannot be used"
+    with blame(checkpoint, what, "Download the whole folder again."):
         prompt = _load(family.prompt)(checkpoint, *options)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        raise InputError(
-            f"{checkpoint}: its config, tokenizer or image processor cannot be used ({first_line(error)}). "
-            f"Download the whole folder again."
-        ) from None
-    return prompt.for_engine(choose_engine(prompt, engine))
+        prompt = prompt.for_engine(choose_engine(prompt, engine))
+        prompt.collate([prompt.prepare("<image>?", Image.new("RGB", (64, 64)))])  # what shows in use alone
+    return prompt
 
 
 def choose_engine(prompt: "Prompt", engine: str) -> "Engine":
@@ -296,6 +340,7 @@ def load_scorer(
     """
     import torch
 
+    from dfbench.models.base import blame
     from dfbench.models.hf import TransformersScorer, load_model
 
     prompt = prompt.for_engine(prompt.engine if engine == "auto" else choose_engine(prompt, engine))
@@ -305,9 +350,10 @@ def load_scorer(
         model = load_model(prompt.checkpoint, device=device, dtype=dtype, adapter=adapter)
         if prompt.engine == "transformers":
             return TransformersScorer(model, prompt)
-        scorer = scorer_of(model, prompt, compiled=compiled)
-        if fp8:
-            scorer.quantize()
+        with blame(prompt.checkpoint, "its config cannot be used", "Download the whole folder again."):
+            scorer = scorer_of(model, prompt, compiled=compiled)
+            if fp8:
+                scorer.quantize()
     except torch.OutOfMemoryError as error:
         raise InputError(
             f"{prompt.checkpoint}: not enough GPU memory for its weights in {dtype} ({shorten(str(error), 100)}). Free "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dfbench.data.annotations import iter_rows
 from dfbench.errors import InputError, OptionError
-from dfbench.models.checkpoints import read_adapter_config
+from dfbench.models.checkpoints import read_adapter_config, weight_files
 from dfbench.models.registry import ENGINES, check_checkpoint
 from dfbench.paths import REPOSITORY
 
@@ -25,7 +25,8 @@ class ScoringConfig:
     model: checkpoint folder. adapter: LoRA adapter folder, scored unmerged on top of it.
     annotations: annotation file, any shape. image_root: folder that the annotated image paths start from.
     output_csv: per-image CSV; its metadata, errors and warnings are written beside it.
-    family: name of the only model family that is accepted; None accepts each.
+    agent: a key of `dfbench.models.registry.AGENTS`, whose checkpoints alone are accepted; None accepts each family's.
+    any_size: accept other sizes of the agent's family than the released one.
     batch_size, token_budget: images and tokens of a batch at most.
     limit: score the first so many images only. sources: score these sources only.
     only_undecided: per-image CSVs of all other agents, to score only images whose MoA-DF decision they leave open.
@@ -41,7 +42,8 @@ class ScoringConfig:
     output_csv: Path
     image_root: Path = REPOSITORY
     adapter: Path | None = None
-    family: str | None = None
+    agent: str | None = None
+    any_size: bool = False
     batch_size: int | None = None
     token_budget: int | None = None
     limit: int | None = None
@@ -76,7 +78,7 @@ class ScoringConfig:
 
 
 def check_inputs(config: ScoringConfig) -> None:
-    """Raise InputError for a path that leads nowhere and for a model of another family, before anything is loaded."""
+    """Raise InputError for a path that leads nowhere and for another agent's model, before anything is loaded."""
     from dfbench.predictions.schema import SCORING, check_output_csv  # imports NumPy
 
     inputs = [config.annotations, *config.only_undecided]
@@ -84,6 +86,7 @@ def check_inputs(config: ScoringConfig) -> None:
     if not config.image_root.is_dir():
         raise InputError(f"{config.image_root}: no such folder. Correct --image_root, where the image paths start.")
     next(iter_rows(config.annotations), None)
-    check_checkpoint(config.model, config.family)
+    check_checkpoint(config.model, config.agent, any_size=config.any_size)
+    weight_files(config.model)
     if config.adapter is not None:
         read_adapter_config(config.adapter)

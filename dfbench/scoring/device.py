@@ -41,7 +41,8 @@ class Runtime:
 def resolve(config: ScoringConfig) -> Runtime:
     """Choose the device, make it torch's current one, and fill in what depends on it.
 
-    The only place where a run changes environment variables. Raises OptionError for what the machine cannot do.
+    The only place where a run changes environment variables and limits. Raises OptionError for what the machine cannot
+    do.
     """
     if config.device in (None, "cuda"):
         _see_own_gpu()
@@ -65,14 +66,34 @@ def resolve(config: ScoringConfig) -> Runtime:
             folder.mkdir(parents=True, exist_ok=True)
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     workers = min(16, os.cpu_count() or 1) if on_gpu else 0
+    workers = workers if config.workers is None else config.workers
+    if workers:
+        _allow_open_files(workers)
     return Runtime(
         device=device,
         dtype=dtype,
         compiled=compiled,
         batch_size=config.batch_size or (None if on_gpu else 8),
         token_budget=config.token_budget or (automatic_budget(device, dtype) if on_gpu else _CPU_BUDGET),
-        workers=workers if config.workers is None else config.workers,
+        workers=workers,
     )
+
+
+def _allow_open_files(workers: int) -> None:
+    """Raise the process's limit of open files where it must be; each tensor of a batch out of a worker is one. Raises
+    OptionError where it may not be: with too few, workers end in tracebacks or wait for ever.
+    """
+    import resource  # not on Windows, whose runs have no workers
+
+    needed = 64 + 32 * workers
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise OptionError(
+                f"--workers {workers} needs {needed} open files, and this process may have {hard}. Raise the limit "
+                f"(ulimit -n), or take fewer workers; --workers 0 works."
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def automatic_budget(device: str, dtype: str) -> int:

@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from dfbench.errors import InputError
-from dfbench.models.base import Scorer
+from dfbench.models.base import Scorer, blame
 from dfbench.predictions.schema import NOT_FINITE, format_rows
 from dfbench.predictions.writer import RecordWriter
 from dfbench.scoring.batching import PlannedBatch
@@ -128,7 +128,8 @@ def _scored(prepared: Iterator[PreparedBatch], scorer: Scorer, outcome: Outcome)
         launched: list[PendingLogits] = []
         try:
             for pack in batch.packs if batch else ():
-                previous = PendingLogits(scorer, pack.inputs, previous, copies)
+                with _first_pass(scorer) if previous is None else nullcontext():
+                    previous = PendingLogits(scorer, pack.inputs, previous, copies)
                 launched.append(previous)
         except torch.OutOfMemoryError:
             if running is not None:
@@ -146,6 +147,11 @@ def _scored(prepared: Iterator[PreparedBatch], scorer: Scorer, outcome: Outcome)
                 outcome.waited += sum(pending.idle_before for pending in running[1])
             yield rows
         running = (batch, launched) if batch else None
+
+
+def _first_pass(scorer: Scorer) -> AbstractContextManager:
+    """A config that does not go with its weights may show in the forward pass alone."""
+    return blame(scorer.prompt.checkpoint, "its model cannot be run", "Download the whole folder again.")
 
 
 class PendingLogits:

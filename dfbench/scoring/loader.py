@@ -1,6 +1,9 @@
 """Planned batches -> model inputs, decoded and collated ahead of the model in worker processes."""
 
+import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,7 +111,30 @@ def load_batches(dataset: Preparation, workers: int, *, pin_memory: bool) -> Ite
         prefetch_factor=2 if workers else None,
         multiprocessing_context="fork" if workers else None,
     )
-    return guarded(iter(loader), workers)
+    with _own_signals() if workers else nullcontext():
+        return guarded(iter(loader), workers)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Workers that start inside leave Ctrl-C to us, who hear it when all have started: half of them could not be ended.
+
+    And we do without torch's handler for a worker that was killed, which would raise in the middle of whatever runs
+    then, such as the loading of weights. Its batch tells, when it is asked for.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
+        yield
+        return
+    interrupts: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGCHLD)}
+    signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+    if interrupts:
+        signal.raise_signal(signal.SIGINT)
 
 
 def guarded(batches: Iterator[PreparedBatch], workers: int) -> Iterator[PreparedBatch]:

@@ -38,10 +38,13 @@ def main(agent: str, description: str | None) -> None:
     if result.warnings:
         print(f"{result.warnings} images with a warning, such as a truncated file: {warnings_path(config.output_csv)}")
     if result.errors:
-        raise InputError(
-            f"{errors_path(config.output_csv)}: {result.errors} images without an answer, each with its reason. "
-            f"Mend the images and repeat the command."
-        )
+        found = f"{errors_path(config.output_csv)}: {result.errors} images without an answer, each with its reason"
+        if result.not_finite:
+            raise InputError(
+                f"{found}; for {result.not_finite} of them the model's logits are NaN or infinite. Look at its "
+                f"weights, or --overwrite with another --dtype."
+            )
+        raise InputError(f"{found}. Mend the images and repeat the command.")
 
 
 def parse(agent: str, description: str | None) -> ScoringConfig:
@@ -55,6 +58,8 @@ def parse(agent: str, description: str | None) -> ScoringConfig:
     add = parser.add_argument
     model = "checkpoint folder; without it, the newest merged one, or else the newest adapter"
     add("--model_path", dest="model", type=Path, help=model)
+    any_size = f"take other sizes of the family {record.family} than {record.title}, too"
+    add("--any_size", action="store_true", help=any_size)
     add("--adapter", type=Path, help="LoRA adapter folder, scored unmerged on top of --model_path")
     add(
         "--train_dir",
@@ -93,7 +98,7 @@ def parse(agent: str, description: str | None) -> ScoringConfig:
     add("--quiet", action="store_true", help="no progress bar")
     options = vars(parser.parse_args())
     trained = options.pop("train_dir")
-    config = ScoringConfig(family=record.family, **options)  # refuses wrong options before weights are looked for
+    config = ScoringConfig(agent=agent, **options)  # refuses wrong options before weights are looked for
     model, adapter = find_weights(config.model, config.adapter, trained)
     return replace(config, model=model, adapter=adapter)
 

@@ -13,6 +13,7 @@ from dfbench.data.annotations import Sample
 from dfbench.data.images import ImageError
 from dfbench.errors import InputError, shorten
 from dfbench.models.base import Prompt
+from dfbench.models.checkpoints import IDENTITY_FORMAT
 from dfbench.predictions.schema import NOT_FINITE, read_info
 from dfbench.predictions.writer import Tables, read_tables, second_cells
 from dfbench.scoring.loader import prepare_image
@@ -22,9 +23,6 @@ logger = logging.getLogger(__name__)
 _COMPARED_OTHERWISE = ("model", "adapter", "questions", "answered")
 """Keys of an identity that need not be equal: the first two say where weights lie, and their fingerprints which they
 are; of the others see `_asks_otherwise`."""
-
-_EARLIER_DEFAULTS = {"engine": "packed"}
-"""Of identities that were written when there was no choice."""
 
 _MOST_QUESTIONS = 1_000
 
@@ -85,7 +83,11 @@ def check_resume(csv_path: Path, state: RunState, identity: dict[str, Any], samp
     begun = state.metadata.get("identity")
     if not isinstance(begun, dict):
         raise _other(csv_path, "its rows lack the metadata of the run that wrote them")
-    begun = _EARLIER_DEFAULTS | begun
+    if not str(begun.get("model_fingerprint")).startswith(IDENTITY_FORMAT):
+        raise InputError(
+            f"{csv_path}: an earlier version began it, whose metadata do not tell for certain which weights it scored. "
+            f"Name another --output_csv, or --overwrite it."
+        )
     for key, value in identity.items():
         if key not in _COMPARED_OTHERWISE and begun.get(key) != value:
             raise _other(csv_path, f"it was begun with {key} {begun.get(key)}, and this run has {value}")

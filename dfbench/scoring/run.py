@@ -17,10 +17,10 @@ from dfbench.errors import InputError
 from dfbench.fusion.early_exit import settled_images
 from dfbench.io import write_json
 from dfbench.models.base import Prompt
-from dfbench.models.checkpoints import fingerprint
+from dfbench.models.checkpoints import identity
 from dfbench.models.registry import load_prompt, load_scorer
 from dfbench.predictions.reader import read_detectors
-from dfbench.predictions.schema import info_path
+from dfbench.predictions.schema import NOT_FINITE, info_path
 from dfbench.predictions.writer import RecordWriter, consolidate, only_run, part_path, remove_results
 from dfbench.provenance import describe_software
 from dfbench.scoring.batching import Plan, make_plan, measure_sizes, shard
@@ -38,6 +38,7 @@ class ScoringResult:
     """What a finished run left behind.
 
     rows, errors, warnings: images in the CSV, in its errors CSV and in its warnings CSV.
+    not_finite: those of the errors that are the model's, whose logits were not finite.
     num_scored: images that this run scored, the others having been there. images_per_second: of this run, 0 if none.
     wait_share: of the model's time, the part in which it waited for images, 0 to 1.
     """
@@ -46,6 +47,7 @@ class ScoringResult:
     rows: int
     errors: int
     warnings: int
+    not_finite: int
     num_scored: int
     images_per_second: float
     wait_share: float
@@ -61,6 +63,7 @@ def score(config: ScoringConfig) -> ScoringResult | None:
     runtime, ranks = resolve(config), Ranks.from_environment()
     _check_ranks(runtime, config.precision, ranks)
     samples = _chosen_samples(config)
+    _check_image_root(config.image_root, samples)
     prompt = load_prompt(config.model, config.protocol, engine=config.engine)
     runtime = replace(runtime, compiled=runtime.compiled and prompt.engine == "packed")
     prompt.share_prefix({sample.question for sample in samples})
@@ -74,14 +77,14 @@ def score(config: ScoringConfig) -> ScoringResult | None:
         if ranks.is_main:
             if config.overwrite:
                 remove_results(config.output_csv)
-            identity = _identity(config, runtime, samples, prompt)
+            ours = _identity(config, runtime, samples, prompt)
             earlier = RunState.read(config.output_csv)
-            check_resume(config.output_csv, earlier, identity, samples)
+            check_resume(config.output_csv, earlier, ours, samples)
             again = mended_images(earlier, samples, config.image_root, prompt, strict=config.strict_images)
             done = consolidate(config.output_csv, images, order, again=again, tables=earlier.tables)
             if 0 < len(done) < len(images):
                 logger.info("resuming: %d of %d batches are done", len(done), len(images))
-            write_json(info_path(config.output_csv), {"identity": identity, "finished": False})
+            write_json(info_path(config.output_csv), {"identity": ours, "finished": False})
         done = ranks.gather(done)[0]
         outcomes = ranks.gather(_score_shard(config, runtime, prompt, plan, done, ranks))
         if not ranks.is_main:
@@ -89,11 +92,12 @@ def score(config: ScoringConfig) -> ScoringResult | None:
         written = RunState.read(config.output_csv)
         consolidate(config.output_csv, images, order, tables=written.tables)
         check_complete(config.output_csv, written.counts, len(samples))
-        metadata = _metadata(config, runtime, identity, plan, written.counts) | _speed(outcomes, earlier.metadata)
+        metadata = _metadata(config, runtime, ours, plan, written.counts) | _speed(outcomes, earlier.metadata)
         write_json(info_path(config.output_csv), metadata)
     return ScoringResult(
         config.output_csv,
         **written.counts,
+        not_finite=list(written.cells[1].values()).count(NOT_FINITE),
         num_scored=sum(outcome.num_scored for outcome in outcomes),
         images_per_second=sum(outcome.images_per_second for outcome in outcomes),
         wait_share=max(outcome.wait_share for outcome in outcomes),
@@ -141,13 +145,28 @@ def _chosen_samples(config: ScoringConfig) -> list[Sample]:
     return samples[: config.limit]
 
 
+_PROBED = 200
+
+
+def _check_image_root(image_root: Path, samples: list[Sample]) -> None:
+    """Raise InputError where none of the images that a look is taken for is there: before a model is loaded, which
+    would then be shown nothing.
+    """
+    probed = samples[:: max(1, len(samples) // _PROBED)]
+    if samples and not any((image_root / sample.image).exists() for sample in probed):
+        raise InputError(
+            f"{image_root}: none of {len(probed)} images is there, such as {image_root / samples[0].image}. Correct "
+            f"--image_root, the folder that the image paths start from."
+        )
+
+
 def _identity(config: ScoringConfig, runtime: Runtime, samples: list[Sample], prompt: Prompt) -> dict[str, Any]:
     """What two runs must share for their rows to stand in one file."""
     return {
         "model": str(prompt.checkpoint),
-        "model_fingerprint": fingerprint(prompt.checkpoint),
+        "model_fingerprint": identity(prompt.checkpoint),
         "adapter": str(config.adapter) if config.adapter else None,
-        "adapter_fingerprint": fingerprint(config.adapter) if config.adapter else None,
+        "adapter_fingerprint": identity(config.adapter) if config.adapter else None,
         "engine": prompt.engine,
         "dtype": runtime.dtype,
         "precision": config.precision,

@@ -9,7 +9,8 @@ from dfbench import cli
 from dfbench.errors import InputError
 from dfbench.io import write_json
 from dfbench.models.checkpoints import (
-    fingerprint,
+    MERGE_RECORD,
+    identity,
     newest_adapter,
     read_adapter_config,
     read_base_model,
@@ -17,9 +18,6 @@ from dfbench.models.checkpoints import (
 )
 from dfbench.training.base_model import checked_family, usable_base
 from dfbench.training.launch import ALWAYS, has_gpu, only_run, run_swift
-
-RECORD = "dfbench_merge.json"
-"""In a merged folder: of which base model and adapter it was made."""
 
 
 def merge(argv: Sequence[str]) -> None:
@@ -58,7 +56,7 @@ def merge(argv: Sequence[str]) -> None:
             where = ["--model", str(base), "--adapters", str(_bare_copy(adapter, partial / "adapter"))]
             where += ["--merge_lora", "true", "--output_dir", str(partial / "model")]
             run_swift("export", [*ALWAYS, *known, *dtype, *flags, *where])
-            write_json(partial / "model" / RECORD, _record(base, adapter))
+            write_json(partial / "model" / MERGE_RECORD, _record(base, adapter))
             (partial / "model").replace(merged)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -76,7 +74,7 @@ def _bare_copy(adapter: Path, copy: Path) -> Path:
 def _record(base: Path, adapter: Path) -> dict[str, str]:
     return {
         "base": str(base),
-        "base_identity": fingerprint(base),
+        "base_identity": identity(base),
         "adapter": str(adapter),
-        "adapter_identity": fingerprint(adapter),
+        "adapter_identity": identity(adapter),
     }

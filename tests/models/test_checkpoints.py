@@ -2,17 +2,26 @@
 
 import json
 import os
+import shutil
+import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from dfbench.errors import InputError
 from dfbench.models.checkpoints import (
+    check_adapter,
     find_weights,
-    fingerprint,
+    identity,
     newest_adapter,
     read_base_model,
+    read_config,
+    read_tensors,
     refuse_remote_code,
+    weight_files,
+    weights_identity,
 )
 
 
@@ -182,7 +191,7 @@ def test_nothing_was_trained(trained, kind):
     [
         ("folder", "mine: no such folder. Name the checkpoint-N folder"),
         ("adapter_config.json", "mine: no adapter_config.json in this folder. Name the checkpoint-N folder"),
-        ("adapter_model.safetensors", "mine: no adapter_model.safetensors. Copy the whole folder"),
+        ("adapter_model.safetensors", "mine: no adapter_model.safetensors. Copy or download"),
     ],
 )
 def test_a_named_adapter_that_is_incomplete_is_refused_at_once(trained, model, missing, found):
@@ -226,17 +235,209 @@ def test_with_a_base_model_named_the_adapter_need_not_name_one(trained):
     assert find_weights(Path("/weights/base"), adapter, trained) == (Path("/weights/base"), adapter)
 
 
-# --------------------------------------------------------------------------------------------------------- fingerprint
+# ------------------------------------------------------------------------------------------------------------ identity
 
 
-def test_the_fingerprint_follows_the_content_not_the_place(copy_of, checkpoints):
+def test_the_identity_follows_the_content_not_the_place(copy_of, checkpoints):
     copy = copy_of("internvl3")
-    assert fingerprint(copy) == fingerprint(checkpoints["internvl3"])
-    assert fingerprint(copy) != fingerprint(checkpoints["internvl2.5"])
+    assert identity(copy) == identity(checkpoints["internvl3"])
+    assert identity(copy) != identity(checkpoints["internvl2.5"])
 
 
-def test_the_fingerprint_sees_changed_weights(copy_of, change_weights):
+@pytest.mark.parametrize("agent", ["qwen2.5", "internvl3"])
+def test_the_identity_sees_a_change_in_any_one_tensor(copy_of, agent):
+    """However small a part of the file it is."""
+    folder = copy_of(agent)
+    path, known = folder / "model.safetensors", {identity(folder)}
+    tensors = read_tensors(path)
+    with path.open("r+b") as file:
+        for name, tensor in tensors.items():
+            file.seek(tensor.start)
+            before = file.read(tensor.size)
+            file.seek(tensor.start)
+            file.write(bytes(255 - byte for byte in before[:4096]) + before[4096:])
+            file.flush()
+            assert identity(folder) not in known, name
+            known.add(identity(folder))
+            file.seek(tensor.start)
+            file.write(before)
+    assert len(known) == len(tensors) + 1
+
+
+def test_the_identity_sees_another_name_type_and_shape(copy_of, change_weights):
+    known = set()
+    for change in (
+        lambda w: w,
+        lambda w: {name.replace("layers.1", "layers.2"): value for name, value in w.items()},
+        lambda w: {name: value.view(torch.int32) for name, value in w.items()},
+        lambda w: {name: value.reshape(1, *value.shape) for name, value in w.items()},
+    ):
+        folder = copy_of("internvl2.5")
+        change_weights(folder, change)
+        known.add(weights_identity(folder))
+        shutil.rmtree(folder)
+    assert len(known) == 4
+
+
+DECIDING = ("config.json", "tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja")
+
+
+@pytest.mark.parametrize("name", DECIDING)
+def test_the_identity_sees_whatever_decides_an_answer(copy_of, name):
+    """One letter in the middle of the file, as by a tokenizer in which A and B have changed places."""
+    folder = copy_of("internvl3")
+    before = identity(folder), weights_identity(folder)
+    content = (folder / name).read_bytes()
+    middle = len(content) // 2
+    (folder / name).write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    assert identity(folder) != before[0]
+    assert weights_identity(folder) == before[1]
+
+
+def test_the_identity_sees_shards_in_folders_of_their_own(copy_of):
+    folder = copy_of("internvl3")
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    path.unlink()
+    (folder / "shards").mkdir()
+    first, last = dict(list(weights.items())[:-1]), dict(list(weights.items())[-1:])
+    for name, part in (("shards/1.safetensors", first), ("shards/2.safetensors", last)):
+        save_file(part, folder / name, metadata={"format": "pt"})
+    index = {"weight_map": {key: f"shards/{1 if key in first else 2}.safetensors" for key in weights}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    before = identity(folder)
+    save_file({key: value + 1 for key, value in last.items()}, folder / "shards/2.safetensors")
+    assert identity(folder) != before
+    (folder / "shards/2.safetensors").unlink()
+    with pytest.raises(InputError, match=r"shards/2\.safetensors: no such file, and model.* names it"):
+        identity(folder)
+
+
+def test_what_no_loader_reads_is_no_part_of_it(copy_of):
+    """How the folder came about, and results that were written there."""
+    folder = copy_of("internvl3")
+    before = identity(folder)
+    for name in ("args.json", "conversion.json", "dfbench_merge.json", "README.md", "scores.json", "scores.csv"):
+        (folder / name).write_text("{}")
+    assert identity(folder) == before
+
+
+def test_an_adapters_identity_is_of_its_config_and_weights(checkpoints, make_adapter, tmp_path):
+    adapter = make_adapter(checkpoints["internvl3"], tmp_path / "adapter")
+    before = identity(adapter)
+    (adapter / "trainer_state.json").write_text("{}")
+    assert identity(shutil.copytree(adapter, tmp_path / "copy")) == before
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 8}))
+    assert identity(adapter) != before
+    assert identity(make_adapter(checkpoints["internvl3"], tmp_path / "other", scale=0.2)) != before
+
+
+def test_sixteen_gigabytes_take_no_time(tmp_path):
+    """700 tensors in a file of zeros that has no blocks on the disk; 50 ms where nothing else runs."""
+    size = 23 << 20
+    header = {
+        f"{i}": {"dtype": "BF16", "shape": [size // 2], "data_offsets": [i * size, (i + 1) * size]} for i in range(700)
+    }
+    data = json.dumps(header).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(data).to_bytes(8, "little") + data)
+        file.truncate(8 + len(data) + 700 * size)
+    began = time.monotonic()
+    identity(tmp_path)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\2",
+        b"\xff" * 20,
+        b"\2\0\0\0\0\0\0\0[]",
+        b'\x08\0\0\0\0\0\0\0{"a": 1}',
+        b"\x09\0\0\0\0\0\0\0{not json",
+        b'\x37\0\0\0\0\0\0\0{"a": {"dtype": "F32", "shape": [], "data_offsets": [0,4]}}',
+        b'\x38\0\0\0\0\0\0\0{"a": {"dtype": "F32", "shape": [], "data_offsets": [-9,0]}}',
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, content):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.safetensors: not a complete safetensors file .*Download it again"):
+        identity(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "no model.safetensors. Copy or download the whole folder"),
+        ({"pytorch_model.bin": ""}, "pytorch_model.bin is a pickle, which can run code. Save it as safetensors"),
+        ({"model.safetensors.index.json": "[]"}, "not the index of a checkpoint's files"),
+        ({"model.safetensors.index.json": '{"weight_map": {"a": 1}}'}, "weight_map does not name a file"),
+        ({"model.safetensors": "", "config.json": "{}", "adapter_config.json": ""}, "both a model and an adapter"),
+    ],
+)
+def test_weights_that_are_not_loaded(tmp_path, files, message):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        weight_files(tmp_path)
+
+
+def test_a_config_that_names_other_weights_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"transformers_weights": "x.safetensors"}')
+    with pytest.raises(InputError, match=r"config\.json: transformers_weights names other weights"):
+        read_config(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------- an adapter and its model
+
+
+@pytest.fixture
+def adapter(checkpoints, make_adapter, tmp_path) -> Path:
+    return make_adapter(checkpoints["internvl3"], tmp_path / "adapter")
+
+
+def name_base(adapter: Path, base: object) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(base)}))
+
+
+def test_an_adapter_goes_with_the_model_that_it_was_trained_on(adapter, copy_of, caplog):
+    """Wherever that lies now, and whatever was done to its chat template."""
+    check_adapter(Path(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]), adapter)
     copy = copy_of("internvl3")
-    before = fingerprint(copy)
-    change_weights(copy, lambda weights: {name: value * 1.001 for name, value in weights.items()})
-    assert fingerprint(copy) != before
+    (copy / "chat_template.jinja").write_text("another")
+    check_adapter(copy, adapter)
+    assert not caplog.records
+
+
+def test_an_adapter_of_another_model_of_the_same_shapes_is_refused(adapter, copy_of, change_weights):
+    other = copy_of("internvl3")
+    change_weights(other, lambda weights: {name: value * 1.001 for name, value in weights.items()})
+    with pytest.raises(InputError, match=r"adapter: it was trained on .*internvl3, whose weights are not"):
+        check_adapter(other, adapter)
+
+
+def test_a_base_model_that_is_not_there_goes_by_its_name(adapter, checkpoints, caplog):
+    name_base(adapter, "/elsewhere/internvl3")
+    check_adapter(checkpoints["internvl3"], adapter)
+    assert not caplog.records
+    name_base(adapter, "OpenGVLab/InternVL3-9B")
+    check_adapter(checkpoints["internvl3"], adapter)
+    (line,) = caplog.messages
+    assert line.startswith(f"{adapter}: trained on OpenGVLab/InternVL3-9B, which is not here to compare, and put on ")
+
+
+def test_an_adapter_that_was_merged_already_is_refused(adapter, checkpoints, copy_of):
+    merged = copy_of("internvl3")
+    record = {"base": str(checkpoints["internvl3"]), "base_identity": identity(checkpoints["internvl3"])}
+    record |= {"adapter": "/moved", "adapter_identity": identity(adapter)}
+    (merged / "dfbench_merge.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=rf"internvl3: {adapter} was merged into it already\. Leave --adapter out\."):
+        check_adapter(merged, adapter)
+    (merged / "dfbench_merge.json").write_text(json.dumps({**record, "adapter_identity": "v2:other"}))
+    check_adapter(merged, adapter)
+    (merged / "dfbench_merge.json").write_text("{")
+    with pytest.raises(InputError, match=r"dfbench_merge\.json holds broken JSON .*merge the adapter again"):
+        check_adapter(merged, adapter)

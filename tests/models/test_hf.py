@@ -1,6 +1,9 @@
 """The reference scorer: padding changes nothing, and only weights and adapters that fit are loaded."""
 
 import copy
+import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,7 +90,7 @@ def test_attention_that_caps_its_logits_is_not_left_to_torchs_kernel(checkpoints
 
 def test_missing_weights_are_refused(copy_of):
     folder = copy_of("internvl3", weights=False)
-    with pytest.raises(InputError, match=r"internvl3: its weights cannot be loaded .*Download the weights again"):
+    with pytest.raises(InputError, match=r"internvl3: no model\.safetensors\. Copy or download"):
         load_model(folder, device="cpu", dtype="float32")
 
 
@@ -96,7 +99,7 @@ def test_a_truncated_shard_is_refused(copy_of, share):
     path = copy_of("internvl3") / "model.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(InputError, match=r"internvl3: its weights cannot be loaded"):
+    with pytest.raises(InputError, match=r"internvl3/model\.safetensors: not a complete safetensors file .*Download"):
         load_model(path.parent, device="cpu", dtype="float32")
 
 
@@ -115,27 +118,85 @@ def test_a_weight_of_another_shape_is_refused(copy_of, change_weights):
         load_model(folder, device="cpu", dtype="float32")
 
 
-def test_weights_that_have_no_place_are_mentioned(copy_of, change_weights, caplog):
+def test_weights_that_have_no_place_are_refused(copy_of, change_weights):
     """As of a deeper model under this config."""
     folder = copy_of("internvl3")
     deeper = {"model.language_model.layers.9.self_attn.q_proj.weight": torch.zeros(96, 96)}
     change_weights(folder, lambda weights: {**weights, **deeper})
+    with pytest.raises(
+        InputError, match=r"1 weights have no place in the model, such as model\.language_model\.layers\.9"
+    ):
+        load_model(folder, device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("kind", ["int8", "int64", "bool", "complex64", "float8_e4m3fn"])
+@pytest.mark.parametrize("of", ["checkpoint", "adapter"])
+def test_weights_that_would_have_to_be_cast_are_refused(copy_of, change_weights, make_adapter, tmp_path, kind, of):
+    folder, adapter = copy_of("internvl3"), None
+    if of == "adapter":
+        adapter = make_adapter(folder, tmp_path / "adapter")
+        weights = load_file(adapter / "adapter_model.safetensors")
+        save_file({k: v.to(getattr(torch, kind)) for k, v in weights.items()}, adapter / "adapter_model.safetensors")
+    else:
+        change_weights(folder, lambda w: {k: v.to(getattr(torch, kind)) if "q_proj" in k else v for k, v in w.items()})
+    with pytest.raises(
+        InputError, match=rf"{adapter or folder}/.*_proj.* is of type .*; expected one of BF16, F16, F32"
+    ):
+        load_model(folder, device="cpu", dtype="float32", adapter=adapter)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("of", ["checkpoint", "adapter"])
+def test_weights_that_are_not_finite_are_refused(copy_of, change_weights, make_adapter, tmp_path, value, of):
+    folder, adapter = copy_of("internvl3"), None
+    if of == "adapter":
+        adapter = make_adapter(folder, tmp_path / "adapter")
+        weights = load_file(adapter / "adapter_model.safetensors")
+        next(iter(weights.values()))[0, 0] = value
+        save_file(weights, adapter / "adapter_model.safetensors")
+    else:
+        change_weights(folder, lambda w: {k: v.fill_(value) if k.endswith("norm.weight") else v for k, v in w.items()})
+    message = rf"{adapter or folder}: NaN or infinite values in the weight .*, in float32\. Download or train"
+    with pytest.raises(InputError, match=message):
+        load_model(folder, device="cpu", dtype="float32", adapter=adapter)
+
+
+def test_weights_too_large_for_the_type_are_said_to_be(copy_of, change_weights):
+    folder = copy_of("internvl3")
+    change_weights(folder, lambda w: {k: v * 1e6 if k.endswith("norm.weight") else v for k, v in w.items()})
     load_model(folder, device="cpu", dtype="float32")
-    assert "1 weights have no place in the model, such as model.language_model.layers.9" in caplog.text
+    with pytest.raises(InputError, match=r"infinite values in the weight .*, in float16\. .*choose another --dtype"):
+        load_model(folder, device="cpu", dtype="float16")
+
+
+def test_pickled_weights_are_refused(copy_of):
+    folder = copy_of("internvl3")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    load_model(folder, device="cpu", dtype="float32")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"internvl3: pytorch_model\.bin is a pickle, which can run code"):
+        load_model(folder, device="cpu", dtype="float32")
 
 
 # --------------------------------------------------------------------------------------------------- adapters that fail
 
 
+def of_any_base(adapter: Path) -> Path:
+    """The adapter, its base model's name taken out."""
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": None}))
+    return adapter
+
+
 def test_an_adapter_of_another_family_is_refused(checkpoints, make_adapter, tmp_path):
-    adapter = make_adapter(checkpoints["qwen2.5"], tmp_path / "adapter", target_modules=r".*visual.*qkv")
+    adapter = of_any_base(make_adapter(checkpoints["qwen2.5"], tmp_path / "adapter", target_modules=r".*visual.*qkv"))
     with pytest.raises(InputError, match=r"adapter: not a LoRA adapter of this model"):
         load_model(checkpoints["internvl3"], device="cpu", dtype="float32", adapter=adapter)
 
 
 @pytest.mark.parametrize("other", ["qwen2.5", "internvl2.5"])
 def test_an_adapter_of_other_shapes_is_refused(checkpoints, make_adapter, tmp_path, other):
-    adapter = make_adapter(checkpoints[other], tmp_path / "adapter")
+    adapter = of_any_base(make_adapter(checkpoints[other], tmp_path / "adapter"))
     with pytest.raises(InputError, match=r"adapter: not a LoRA adapter of this model"):
         load_model(checkpoints["internvl3"], device="cpu", dtype="float32", adapter=adapter)
 
@@ -165,7 +226,7 @@ def test_an_adapter_that_lacks_layers_is_refused(checkpoints, make_adapter, tmp_
         ("no config", r"adapter: no adapter_config\.json in this folder\. Name"),
         ("empty config", r"adapter_config\.json.* broken JSON .*the config of a LoRA adapter"),
         ("no weights", r"adapter: no adapter_model\.safetensors"),
-        ("cut-off weights", r"adapter: not a LoRA adapter of this model"),
+        ("cut-off weights", r"adapter_model\.safetensors: not a complete safetensors file"),
     ],
 )
 def test_a_damaged_adapter_is_refused(checkpoints, make_adapter, tmp_path, damage, message):
@@ -181,3 +242,13 @@ def test_a_damaged_adapter_is_refused(checkpoints, make_adapter, tmp_path, damag
         weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(InputError, match=message):
         load_model(checkpoints["internvl3"], device="cpu", dtype="float32", adapter=adapter)
+
+
+def test_an_adapter_of_another_model_of_the_same_shapes_is_refused(copy_of, change_weights, make_adapter, tmp_path):
+    folder = copy_of("internvl3")
+    adapter = make_adapter(folder, tmp_path / "adapter")
+    other = shutil.copytree(folder, tmp_path / "other")
+    change_weights(other, lambda weights: {name: value * 1.001 for name, value in weights.items()})
+    load_model(folder, device="cpu", dtype="float32", adapter=adapter)
+    with pytest.raises(InputError, match=r"adapter: it was trained on .*internvl3, whose weights are not those of"):
+        load_model(other, device="cpu", dtype="float32", adapter=adapter)

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from dfbench.data.images import load_image
+from dfbench.errors import InputError
 from dfbench.models.base import ModelInputs
 from dfbench.models.hf import TransformersScorer, load_model
 from dfbench.models.internvl import InternVLPrompt, InternVLScorer, closest_grid
@@ -279,3 +280,28 @@ def test_native_logits_equal_the_plain_forward(checkpoint, native, processor, ph
         counts.add(len(tiles))
     assert counts >= {1, 5, 7}
     check(ours, native, prepared, torch.stack(expected), tolerance)
+
+
+# ------------------------------------------------------------------------------------------------ broken templates
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{% for", "{{ nothing.at.all }}", "{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{% include 'x' %}", "no image"],
+)
+def test_a_chat_template_that_cannot_be_used_is_one_line(copy_of, template):
+    folder = copy_of("internvl3", weights=False)
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(InputError, match=r"internvl3: its chat template cannot be used \(.*\)\. Download"):
+        InternVLPrompt(folder, "native")
+    InternVLPrompt(folder, "upstream")
+
+
+@pytest.mark.parametrize("kind", ["loops", "power"])
+def test_a_chat_template_that_never_ends_is_stopped(copy_of, monkeypatch, kind):
+    monkeypatch.setattr("dfbench.models.internvl.TEMPLATE_SECONDS", 1)
+    loops = "".join(f"{{% for {name} in range(99999) %}}" for name in "abc") + "x" + "{% endfor %}" * 3
+    folder = copy_of("internvl3", weights=False)
+    (folder / "chat_template.jinja").write_text({"loops": loops, "power": "{{ 9 ** (9 ** 9) }}"}[kind])
+    with pytest.raises(InputError, match=r"internvl3: its chat template is not done after 1 seconds\."):
+        InternVLPrompt(folder, "native")

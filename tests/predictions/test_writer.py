@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from dfbench.data.annotations import Sample
 from dfbench.errors import InputError
@@ -56,7 +57,8 @@ def run(evaluate, fake_model, photo_set, damaged, output, tmp_path, monkeypatch)
     monkeypatch.setattr("dfbench.scoring.run.describe_software", lambda _: {})
     usual = ("--model_path", tmp_path / "model", "--dataset_path", photo_set.messages, "--image_root", damaged)
     (tmp_path / "model").mkdir()
-    shutil.copy(tmp_path / "config.json", tmp_path / "model")  # fake_model's
+    for name in ("config.json", "model.safetensors"):  # fake_model's
+        shutil.copy(tmp_path / name, tmp_path / "model")
     return lambda *more: evaluate(*usual, "--output_csv", output, "--batch_size", BATCH, *more)
 
 
@@ -257,10 +259,11 @@ def test_a_growing_limit_goes_on(run, output, fake_model):
     assert snapshot(output) == expected
 
 
-def test_other_annotations_are_refused_and_nothing_is_touched(run, output, tmp_path, write_rows, photo_set):
+def test_other_annotations_are_refused_and_nothing_is_touched(run, output, damaged, tmp_path, write_rows, photo_set):
     run()
     before = snapshot(output)
     others = [Sample(f"DFBench/Kolors/{i}.jpg", "B", "Real?") for i in range(3)]
+    (damaged / others[0].image).touch()
     finished = run("--dataset_path", write_rows(tmp_path / "others.json", others))
     assert finished.status == 1
     assert f"error: {output} holds 12 images that this run does not have, such as " in finished.err
@@ -273,7 +276,7 @@ def test_other_annotations_are_refused_and_nothing_is_touched(run, output, tmp_p
 def test_another_model_is_refused(run, output, tmp_path):
     run()
     before = snapshot(output)
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights")
+    save_file({"other": np.ones(1)}, tmp_path / "model" / "model.safetensors")
     finished = run()
     assert finished.status == 1
     assert "begun with model_fingerprint " in finished.err
@@ -282,7 +285,6 @@ def test_another_model_is_refused(run, output, tmp_path):
 
 
 def test_the_same_weights_in_another_folder_go_on(run, output, tmp_path):
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
     run()
     shutil.copytree(tmp_path / "model", tmp_path / "moved")
     assert "all of them were there already" in run("--model_path", tmp_path / "moved").out
@@ -324,7 +326,7 @@ def test_overwrite_starts_over(run, output, fake_model, tmp_path):
     output.write_text("hello\n")
     output.with_name("agent.errors.csv").write_text("hello\n")
     part_path(output, 3).write_text("hello\n")
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights")
+    save_file({"other": np.ones(1)}, tmp_path / "model" / "model.safetensors")
     fake_model.seen.clear()
     run("--overwrite")
     assert sum(fake_model.seen) == 9

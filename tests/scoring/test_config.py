@@ -19,7 +19,7 @@ from dfbench.scoring.program import parse
 @pytest.fixture
 def config(photo_set, checkpoints, tmp_path):
     return ScoringConfig(
-        checkpoints["internvl3"], photo_set.messages, tmp_path / "agent.csv", photo_set.root, family="internvl"
+        checkpoints["internvl3"], photo_set.messages, tmp_path / "agent.csv", photo_set.root, agent="internvl3"
     )
 
 
@@ -48,7 +48,7 @@ def test_parsing_gives_the_defaults_of_the_folder(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["evaluate_logit.py", "--model_path", str(tmp_path)])
     annotations = REPOSITORY / "internvl3/data/img_test.jsonl"
     expected = ScoringConfig(
-        tmp_path, annotations, RESULTS / "internvl3.csv", REPOSITORY, family="internvl", protocol="upstream",
+        tmp_path, annotations, RESULTS / "internvl3.csv", REPOSITORY, agent="internvl3", protocol="upstream",
         only_undecided=[],
     )  # fmt: skip
     assert parse("internvl3", None) == expected
@@ -84,14 +84,22 @@ def test_a_path_that_leads_nowhere(config, tmp_path, field, message):
 
 
 def test_a_model_of_another_family(config, checkpoints):
-    check_inputs(replace(config, model=checkpoints["qwen2.5"], family=None))
+    check_inputs(replace(config, model=checkpoints["qwen2.5"], agent=None))
     with pytest.raises(InputError, match=r"a checkpoint of the family internvl, not qwen2_5_vl\. Correct --model_path"):
-        check_inputs(replace(config, family="qwen2_5_vl"))
+        check_inputs(replace(config, agent="qwen2.5"))
+    with pytest.raises(InputError, match=r"it is InternVL2\.5-8B .*, not InternVL3-9B"):
+        check_inputs(replace(config, model=checkpoints["internvl2.5"]))
 
 
 def test_an_original_internvl_is_of_the_family(config, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "internvl_chat"}))
-    check_inputs(replace(config, model=tmp_path))
+    text = {"hidden_size": 2048, "num_hidden_layers": 24}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "internvl_chat", "llm_config": text}))
+    with pytest.raises(InputError, match="--any_size"):
+        check_inputs(replace(config, model=tmp_path))
+    with pytest.raises(InputError, match=r"no model\.safetensors"):
+        check_inputs(replace(config, model=tmp_path, any_size=True))
+    (tmp_path / "model.safetensors").touch()
+    check_inputs(replace(config, model=tmp_path, any_size=True))
 
 
 HEAVY = ("torch", "transformers", "numpy", "pandas", "PIL")

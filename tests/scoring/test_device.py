@@ -98,3 +98,31 @@ torch.cuda.is_available = torch.cuda.device_count = torch._C._cuda_getDeviceCoun
 import dfbench.scoring.run
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ------------------------------------------------------------------------------------------------- open files
+
+
+@pytest.fixture
+def limits(monkeypatch) -> list[tuple[int, int]]:
+    """The limits of open files that the machine claims, soft and hard, and those that were set since."""
+    found = [(64, 4096)]
+    monkeypatch.setattr("resource.getrlimit", lambda _: found[-1])
+    monkeypatch.setattr("resource.setrlimit", lambda _, pair: found.append(pair))
+    return found
+
+
+def test_workers_get_the_open_files_that_they_need(config, limits):
+    resolve(config(device="cpu"))
+    assert limits == [(64, 4096)]
+    resolve(config(device="cpu", workers=2))
+    assert limits == [(64, 4096), (128, 4096)]
+    resolve(config(device="cpu", workers=1))
+    assert len(limits) == 2
+
+
+def test_too_few_open_files_are_told_at_once(config, limits):
+    limits[:] = [(24, 64)]
+    resolve(config(device="cpu", workers=0))
+    with pytest.raises(OptionError, match=r"--workers 2 needs 128 open files, and this process may have 64\. Raise"):
+        resolve(config(device="cpu", workers=2))

@@ -1,5 +1,7 @@
 """The scoring run: workers, progress, memory that runs out; with fakes that answer at once."""
 
+import gc
+import multiprocessing
 import os
 import signal
 import time
@@ -59,6 +61,64 @@ def test_a_worker_that_is_killed_is_one_line(run, output, monkeypatch):
     assert len(finished.err.splitlines()) == 1
     assert run("--batch_size", 2).status == 0
     assert len(read_detector(output).frame) == 12
+
+
+def test_a_worker_that_is_killed_while_weights_load_is_not_blamed_on_them(run, output, fake_model, monkeypatch):
+    """torch's own handler would raise in the middle of the loading, whose errors are the checkpoint's."""
+    import dfbench.scoring.run
+    from dfbench.models.base import blame
+
+    load_scorer = dfbench.scoring.run.load_scorer
+
+    def kill_and_load(prompt, **options):
+        with blame(prompt.checkpoint, "its weights cannot be loaded", "Download them again."):
+            worker = multiprocessing.active_children()[0]
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.join()
+            time.sleep(0.1)
+            return load_scorer(prompt, **options)
+
+    monkeypatch.setattr("dfbench.scoring.run.load_scorer", kill_and_load)
+    finished = run("--workers", 2, "--batch_size", 1)
+    assert finished.status == 1
+    assert finished.err.startswith("error: image workers: one of them is gone (")
+    assert len(finished.err.splitlines()) == 1
+
+
+def test_ctrl_c_while_workers_start_is_heard_when_they_have_started(run, monkeypatch, capsys):
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Workers
+
+    start = Workers.__init__
+
+    def interrupted(self, *arguments):
+        signal.raise_signal(signal.SIGINT)
+        start(self, *arguments)
+
+    monkeypatch.setattr(Workers, "__init__", interrupted)
+    finished = run("--workers", 2, "--batch_size", 2)
+    assert (finished.status, finished.err) == (130, INTERRUPTED)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    gc.collect()
+    assert capsys.readouterr().err == ""
+    assert not multiprocessing.active_children()
+
+
+INTERRUPTED = "interrupted; what was written stays, and the same command goes on from there\n"
+
+
+def test_a_model_that_cannot_be_run_names_its_folder(run, output, fake_model, tmp_path):
+    """As where a config gives rotary embeddings other widths than the weights have."""
+
+    def fail(total: int):
+        raise RuntimeError("split_with_sizes expects split_sizes to sum exactly to 8\nmore")
+
+    fake_model.logits = fail
+    finished = run()
+    assert finished.status == 1
+    assert finished.err == (
+        f"error: {tmp_path}: its model cannot be run ('split_with_sizes expects split_sizes to sum exactly to 8'). "
+        f"Download the whole folder again.\n"
+    )
 
 
 @pytest.mark.slow

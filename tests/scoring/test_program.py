@@ -293,8 +293,21 @@ def test_strict_images_makes_a_truncated_image_an_error(evaluate, fake_model, ph
     assert not output.with_name("agent.warnings.csv").exists()
 
 
-def test_a_run_in_which_every_image_fails(evaluate, fake_model, usual, output, tmp_path):
-    (tmp_path / "empty").mkdir()
+def test_an_image_root_without_images_is_refused_before_anything_is_loaded(
+    evaluate, fake_model, photo_set, usual, output, tmp_path
+):
+    root = tmp_path / "empty"
+    root.mkdir()
+    error = one_error(evaluate(*usual, "--image_root", root))
+    first = photo_set.samples[0].image
+    assert f"error: {root}: none of 12 images is there, such as {root / first}. Correct --image_root" in error
+    assert (fake_model.loads, output.exists()) == (0, False)
+
+
+def test_a_run_in_which_every_image_fails(evaluate, fake_model, photo_set, usual, output, tmp_path):
+    for sample in photo_set.samples:
+        (tmp_path / "empty" / sample.image).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "empty" / sample.image).touch()
     finished = evaluate(*usual, "--image_root", tmp_path / "empty")
     assert ": 12 images without an answer" in one_error(finished)
     assert output.read_text() == ",".join(COLUMNS) + "\n"
@@ -316,6 +329,8 @@ def test_logits_that_are_not_finite_are_errors(evaluate, fake_model, photo_set, 
     fake_model.logits = logits
     error = one_error(evaluate(*usual))
     assert ": 2 images without an answer" in error
+    assert "for 2 of them the model's logits are NaN or infinite. Look at its weights, or --overwrite" in error
+    assert "Mend the images" not in error
     errors = pd.read_csv(output.with_name("agent.errors.csv"))
     assert errors["image"].tolist() == [photo_set.samples[1].image, photo_set.samples[4].image]
     assert set(errors["error"]) == {"logits are not finite"}
@@ -376,7 +391,7 @@ def test_weights_that_are_cut_off(evaluate, usual, checkpoints, tmp_path, output
     folder = shutil.copytree(checkpoints["internvl3"], tmp_path / "cut")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
-    assert f"error: {folder}: " in one_error(evaluate(*usual, "--model_path", folder))
+    assert f"error: {path}: not a complete safetensors file (" in one_error(evaluate(*usual, "--model_path", folder))
 
 
 def test_an_adapter_of_another_model(evaluate, usual, checkpoints, tmp_path, output):

@@ -5,6 +5,8 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from dfbench.data.annotations import Sample
 from dfbench.predictions.reader import read_detector
@@ -185,17 +187,42 @@ def test_questions_count_up_to_a_bound():
     assert questions_identity([Sample("x", "A", f"{i}?") for i in range(1001)]) == []
 
 
-@pytest.mark.parametrize("begun_with", [None, "packed", "transformers"])
+@pytest.mark.parametrize("begun_with", ["packed", "transformers"])
 def test_rows_of_two_engines_do_not_mix(run, output, begun_with):
-    """Files from before there was a choice (None) go on as packed ones."""
     assert run("--limit", 5).status == 0
     info = json.loads(output.with_suffix(".json").read_text())
-    assert info["identity"].pop("engine") == "packed"
-    info["identity"] |= {"engine": begun_with} if begun_with else {}
+    assert info["identity"]["engine"] == "packed"
+    info["identity"]["engine"] = begun_with
     output.with_suffix(".json").write_text(json.dumps(info))
     finished = run()
     assert finished.status == (1 if begun_with == "transformers" else 0)
     assert ("begun with engine transformers, and this run has packed" in finished.err) == bool(finished.status)
+
+
+def test_rows_of_an_earlier_version_are_refused(run, output):
+    """Its fingerprint of the weights was made of less, so that another model's rows might be taken over."""
+    assert run("--limit", 5).status == 0
+    info = json.loads(output.with_suffix(".json").read_text())
+    info["identity"]["model_fingerprint"] = "0123456789abcdef"
+    output.with_suffix(".json").write_text(json.dumps(info))
+    before = output.read_bytes()
+    finished = run()
+    assert finished.status == 1
+    assert f"{output}: an earlier version began it" in finished.err
+    assert "Name another --output_csv, or --overwrite it." in finished.err
+    assert output.read_bytes() == before
+    assert run("--overwrite").status == 0
+
+
+def test_a_tensor_or_a_letter_of_the_tokenizer_that_changed_is_another_model(run, output, tmp_path):
+    assert run("--limit", 5).status == 0
+    before = output.read_bytes()
+    (tmp_path / "tokenizer.json").write_text('{"A": 33, "B": 32}')
+    assert "begun with model_fingerprint " in run().err
+    (tmp_path / "tokenizer.json").unlink()
+    save_file({"weight": torch.ones(1)}, tmp_path / "model.safetensors")
+    assert "begun with model_fingerprint " in run().err
+    assert output.read_bytes() == before
 
 
 def test_growing_the_limit_keeps_what_is_there(run, output, fake_model):

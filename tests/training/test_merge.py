@@ -8,7 +8,7 @@ import pytest
 from builders import flag
 from safetensors.torch import load_file, save_file
 
-from dfbench.models.checkpoints import find_weights, fingerprint
+from dfbench.models.checkpoints import find_weights, identity
 from dfbench.training import merge
 
 
@@ -31,9 +31,9 @@ def test_merging_takes_the_newest_adapter_and_its_base_model(run, swift, trained
     record = json.loads((trained / "merged" / "checkpoint-2" / "dfbench_merge.json").read_text())
     assert record == {
         "base": str(checkpoints["internvl3"]),
-        "base_identity": fingerprint(checkpoints["internvl3"]),
+        "base_identity": identity(checkpoints["internvl3"]),
         "adapter": str(trained / "checkpoint-2"),
-        "adapter_identity": fingerprint(trained / "checkpoint-2"),
+        "adapter_identity": identity(trained / "checkpoint-2"),
     }
 
 
