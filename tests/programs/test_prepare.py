@@ -190,7 +190,7 @@ def test_awkward_archives_outcome_by_outcome(published, tmp_path, encode):
     assert left_out(root) == dict.fromkeys(lost, "broken archive") | {
         "DFBench/PixArt/000099.jpg": "absent from its archive",
         "DFBench/Kolors/._000001.jpg": "junk",
-        "DFBench/../evil/1.jpg": "unsafe path",
+        "evil/1.jpg": "unsafe path",
         "/etc/cron.d/1.jpg": "unsafe path",
         "DFBench/CLIVE/evil.bmp": "refused archive member",
         "DFBench/CLIVE/absolute.bmp": "refused archive member",
