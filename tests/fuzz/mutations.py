@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,9 @@ HOSTILE_TEXTS = (
     "A",
     "B",
 )
+
+NOT_FOR_TERMINALS = re.compile("[\0-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What moves the cursor, turns the direction of writing round or cannot be printed; a line break may be."""
 
 HOSTILE_VALUES = (
     None,
