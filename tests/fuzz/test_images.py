@@ -136,7 +136,7 @@ def test_images(fuzz, kind, fill_memory):
     fuzz(fuzz_images, cases=25)
 
 
-SPECIAL = ("folder", "dangling", "circle", "unreadable", "empty")
+SPECIAL = ("folder", "dangling", "circle", "unreadable", "empty", "fifo", "device", "sparse")
 
 
 def make_special(rng: random.Random, path: Path, kind: str) -> None:
