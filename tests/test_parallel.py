@@ -119,12 +119,11 @@ def test_a_progress_bar_is_silent_without_a_terminal(capsys):
 STARTING = """
 import sys
 import time
-from multiprocessing import parent_process
 
 from dfbench import cli
 from dfbench.parallel import run_jobs
 
-if parent_process():
+if __name__ == "__mp_main__":
     time.sleep(3)  # as importing takes
 
 def nothing(_):

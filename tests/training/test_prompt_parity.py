@@ -1,6 +1,7 @@
 """Training sees what scoring sees: ms-swift's templates, fed as `swift sft` feeds them, against Prompt.prepare."""
 
 import runpy
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +44,8 @@ def swift_environment(tmp_path_factory):
         patch.setenv("USE_HF", "1")
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("MODELSCOPE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)  # the plug-in turns it on
+        imported = "dfbench.training.swift_plugin" in sys.modules
+        patch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", imported)  # the plug-in turns it on when it is imported
         pytest.importorskip("swift", reason="training needs ms-swift")
         import dfbench.training.swift_plugin  # noqa: F401 - registers the template
 
