@@ -103,24 +103,18 @@ def check_known(csv_path: Path, written: Iterable[str], images: Iterable[str]) -
         )
 
 
-def done_batches(csv_path: Path, batches: Sequence[Batch]) -> set[int]:
-    """Indices of the batches that are done in the CSV and its errors; changes nothing."""
-    return _done(_tables([csv_path]), batches)
-
-
 def read_tables(csv_path: Path, columns: Sequence[str] = COLUMNS) -> Tables:
-    """The rows, errors and warnings that stand in a CSV's three files and their parts."""
-    return _tables((csv_path, *part_paths(csv_path)), columns)
+    """The rows, errors and warnings that stand in a CSV's three files and their parts; the CSV's own ones win."""
+    tables: Tables = [{}, {}, {}]
+    for path in reversed((csv_path, *part_paths(csv_path))):
+        for lines, (file, header) in zip(tables, _files(path, columns), strict=True):
+            lines.update(_read_lines(file, header))
+    return tables
 
 
 def second_cells(tables: Tables) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     """image -> label, image -> error and image -> warning out of `read_tables`."""
     return tuple({image: _cells(line)[1] for image, line in lines.items()} for lines in tables)
-
-
-def count_rows(csv_path: Path) -> dict[str, int]:
-    """{"rows", "errors", "warnings": number of images in each of the three files}."""
-    return dict(zip(("rows", "errors", "warnings"), map(len, _tables([csv_path])), strict=True))
 
 
 def part_path(csv_path: Path, rank: int) -> Path:
@@ -198,15 +192,6 @@ def _append(file: FileIO, rows: Iterable[Sequence[str]]) -> None:
         raise InputError(
             f"{file.name} cannot be written: {error.strerror}. What is done is kept: make room and repeat the command."
         ) from None
-
-
-def _tables(csv_paths: Sequence[Path], columns: Sequence[str] = COLUMNS) -> Tables:
-    """The lines of a CSV and its parts; the first file wins."""
-    tables: Tables = [{}, {}, {}]
-    for csv_path in reversed(csv_paths):
-        for lines, (path, header) in zip(tables, _files(csv_path, columns), strict=True):
-            lines.update(_read_lines(path, header))
-    return tables
 
 
 def _read_lines(path: Path, columns: Sequence[str]) -> dict[str, bytes]:
