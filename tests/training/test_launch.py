@@ -79,6 +79,32 @@ def test_an_interrupt_ends_all_processes_of_ms_swift(stand_in, tmp_path, number)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_an_interrupt_while_ms_swift_is_being_started_ends_it_too(stand_in, tmp_path, monkeypatch):
+    start = subprocess.Popen
+
+    def start_and_interrupt(*words: object, **options: object) -> subprocess.Popen:
+        process = start(*words, **options)
+        os.kill(os.getpid(), signal.SIGINT)
+        return process
+
+    stand_in("echo $$ > parent; sleep 100")
+    monkeypatch.setattr(launch.subprocess, "Popen", start_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_swift("sft", [])
+    parent = tmp_path / "parent"  # it may have been ended before its first line
+    assert not (parent.exists() and _runs(int(parent.read_text() or "-1")))
+
+
+def test_a_signal_that_is_ignored_stays_so(stand_in):
+    stand_in("kill -INT $PPID; sleep 0.2; exit 7")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(InputError, match="exit status 7"):
+            run_swift("sft", [])
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_what_ignores_sigterm_is_killed(stand_in, tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "_PATIENCE", ((signal.SIGTERM, 0.2), (signal.SIGKILL, 5)))
     stand_in("trap '' TERM; echo $$ > parent; while true; do sleep 0.1; done")
