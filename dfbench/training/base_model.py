@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dfbench.errors import InputError, shorten
-from dfbench.models.checkpoints import read_config, refuse_remote_code, usable_checkpoint
+from dfbench.models.checkpoints import check_weights, read_config, refuse_remote_code, usable_checkpoint
 from dfbench.models.registry import FAMILIES, Family, family_of, load_prompt
 
 
@@ -30,8 +30,7 @@ def usable_base(checkpoint: Path, family: Family | None) -> Path:
     """
     folder = usable_checkpoint(checkpoint)
     refuse_remote_code(folder)
-    if not next(folder.glob("*.safetensors"), None):
-        raise InputError(f"{folder}: no *.safetensors, so no weights, in this folder. Download the whole folder again.")
+    check_weights(folder)
     if family:
         load_prompt(folder, engine="transformers")
     return folder

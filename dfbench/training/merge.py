@@ -10,6 +10,8 @@ from dfbench.errors import InputError
 from dfbench.io import write_json
 from dfbench.models.checkpoints import (
     MERGE_RECORD,
+    check_adapter,
+    check_weights,
     identity,
     newest_adapter,
     read_adapter_config,
@@ -39,6 +41,8 @@ def merge(argv: Sequence[str]) -> None:
     named = args.model or read_base_model(adapter)
     family = checked_family(named)
     base = usable_base(named, family)
+    check_adapter(base, adapter)
+    check_weights(adapter)
     if family:
         from dfbench.models.hf import check_fit  # it imports torch
 

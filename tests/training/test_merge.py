@@ -47,6 +47,14 @@ def test_merging_takes_what_is_named(run, swift, trained, tmp_path, copy_of):
     assert record["adapter"] == str(trained / "checkpoint-1")
 
 
+def test_an_adapter_is_not_merged_twice(run, swift, trained, tmp_path, copy_of):
+    base, adapter = copy_of("internvl3"), trained / "checkpoint-1"
+    (base / "dfbench_merge.json").write_text(json.dumps({"adapter_identity": identity(adapter)}))
+    status, lines = run("export", "--trained", trained, "--adapters", adapter, "--model", base)
+    assert (status, len(lines), swift) == (1, 1, [])
+    assert f"{base}: {adapter} was merged into it already" in lines[0]
+
+
 def test_the_merged_model_is_found_and_no_trainer_counts_it(run, swift, trained):
     assert run("export", "--trained", trained)[0] == 0
     assert find_weights(None, None, trained) == (trained / "merged" / "checkpoint-2", None)
