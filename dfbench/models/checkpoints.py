@@ -222,14 +222,26 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
 def check_weights(folder: Path) -> None:
     """Raise InputError where the weights of a checkpoint or an adapter cannot be read as numbers of a usual type: a
     loader would cast integers, truth values or complex numbers. Those of a quantised model are its own affair.
+    And where the config asks for more layers than there are weights.
     """
-    quantised = not is_adapter(folder) and "quantization_config" in read_config(folder)
+    config = {} if is_adapter(folder) else read_config(folder)
+    quantised, num_tensors = "quantization_config" in config, 0
     for path in weight_files(folder):
-        for name, tensor in read_tensors(path).items():
+        tensors = read_tensors(path)
+        num_tensors += len(tensors)
+        for name, tensor in tensors.items():
             if tensor.dtype not in _FLOATS and not quantised:
                 raise InputError(
                     f"{path}: {name} is of type {tensor.dtype}; expected one of {', '.join(_FLOATS)}. Use the original "
                     f"weights."
+                )
+    for part in (config, *config.values()):
+        for key in ("num_hidden_layers", "depth"):
+            layers = part.get(key) if isinstance(part, dict) else None
+            if isinstance(layers, int) and layers > num_tensors:  # building them might never end
+                raise InputError(
+                    f"{folder / 'config.json'}: {key} is {layers}, and there are {num_tensors} weights in all. "
+                    f"Download it again."
                 )
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from dfbench.errors import InputError
 from dfbench.models.checkpoints import (
     check_adapter,
+    check_weights,
     find_weights,
     identity,
     newest_adapter,
@@ -388,6 +389,18 @@ def test_a_config_that_names_other_weights_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"transformers_weights": "x.safetensors"}')
     with pytest.raises(InputError, match=r"config\.json: transformers_weights names other weights"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(("part", "key"), [("text_config", "num_hidden_layers"), ("vision_config", "depth")])
+def test_more_layers_than_weights_are_refused(copy_of, part, key):
+    """A loader would build them one by one."""
+    path = copy_of("qwen2.5") / "config.json"
+    check_weights(path.parent)
+    config = json.loads(path.read_text())
+    config[part][key] = 10**9
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match=rf"config\.json: {key} is 1000000000, and there are \d+ weights in all"):
+        check_weights(path.parent)
 
 
 # ------------------------------------------------------------------------------------------- an adapter and its model

@@ -57,7 +57,7 @@ class PackedScorer(Scorer):
         config: with its defaults filled in, as transformers reads it.
         """
         text = config.text_config
-        rotary = text.rope_parameters or {}
+        rotary = getattr(text, "rope_parameters", None) or {}
         rotary_type = rotary.get("rope_type")
         fixed = rotary_type in FIXED_ROTARY_TYPES or (
             rotary_type == "dynamic" and text.max_position_embeddings >= LONGEST_PROMPT

@@ -323,6 +323,12 @@ def check(model, scorer, prompt, known, prepare_all, logits) -> None:
             scorer(model, prompt)
 
 
+def test_a_text_model_without_a_rotary_embedding_is_refused(checkpoints):
+    config = AutoConfig.from_pretrained(checkpoints["internvl3"])
+    config.text_config = AutoConfig.for_model("bert")
+    assert InternVLScorer.unsupported(config) == "a text model of type bert"
+
+
 @pytest.mark.parametrize(
     ("part", "name", "value", "reason"),
     [
