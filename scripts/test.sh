@@ -1,8 +1,8 @@
 #!/bin/sh
 # Set up and run the tests, in two processes.
 #
-#   sh scripts/test.sh                    everything: some four minutes on two cores
-#   sh scripts/test.sh --quick            not those that train, or start programs, ms-swift or a browser: one minute
+#   sh scripts/test.sh                    everything: five minutes on two cores
+#   sh scripts/test.sh --quick            not those that train, or start programs, ms-swift or a browser: 90 s
 #   sh scripts/test.sh -k fusion          further options go to pytest
 #   sh scripts/test.sh -n 0 --pdb -k x    in one process, as a debugger needs it
 set -eu
