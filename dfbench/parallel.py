@@ -76,6 +76,24 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextmanager
+def noted_signals(*numbers: signal.Signals) -> Iterator[list[int]]:
+    """Gives a list that these signals are put into, in the place of what they do otherwise.
+
+    A signal that is ignored, by nohup for one, stays so. Only for the main thread, as all handlers are.
+    """
+    noted: list[int] = []
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, lambda number, _: noted.append(number))
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _start_worker() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

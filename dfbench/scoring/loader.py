@@ -15,6 +15,7 @@ from dfbench.data.images import ImageError, load_image
 from dfbench.errors import InputError
 from dfbench.models.base import ModelInputs, Prompt, SequenceSize
 from dfbench.models.packed.packing import PackShape
+from dfbench.parallel import noted_signals
 from dfbench.scoring.batching import PlannedBatch, fitting_shape
 
 
@@ -125,14 +126,12 @@ def _own_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # no other may set handlers
         yield
         return
-    interrupts: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGCHLD)}
-    signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    child_ended = signal.getsignal(signal.SIGCHLD)
     try:
-        yield
+        with noted_signals(signal.SIGINT) as interrupts:
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, child_ended or signal.SIG_DFL)
     if interrupts:
         signal.raise_signal(signal.SIGINT)
 

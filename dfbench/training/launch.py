@@ -14,6 +14,7 @@ from filelock import Timeout
 
 from dfbench.errors import InputError, OptionError
 from dfbench.io import file_lock
+from dfbench.parallel import noted_signals
 
 ALWAYS = ("--external_plugins", str(Path(__file__).with_name("swift_plugin.py")))
 """Our templates, and that no process outlives us."""
@@ -64,30 +65,14 @@ def run_swift(command: str, flags: Sequence[str], advice: str = "") -> None:
 
 def _wait(words: Sequence[str], environment: dict[str, str]) -> int:
     """Run a command in a session of its own, so that signals reach its processes through us. Its exit status."""
-    with _noted_interrupts() as interrupts:
+    # An exception from a handler could come while the process is being started, before there is one to end.
+    with noted_signals(signal.SIGINT, signal.SIGTERM) as interrupts:
         process = subprocess.Popen(words, env=environment, start_new_session=True)
         while not interrupts:
             with suppress(subprocess.TimeoutExpired):
                 return process.wait(0.5)
         _end(process)
     raise KeyboardInterrupt
-
-
-@contextmanager
-def _noted_interrupts() -> Iterator[list[int]]:
-    """Gives a list that SIGINT and SIGTERM are put into. An exception from a handler could come while the process is
-    being started, before there is one to end. A signal that is ignored, by nohup for one, stays so.
-    """
-    noted: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, lambda number, _: noted.append(number))
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _end(process: subprocess.Popen) -> None:
